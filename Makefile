@@ -1,0 +1,69 @@
+# The commands of the project; `make` lists them.
+#   PYTHON=python3.12        the interpreter that .venv is made with
+#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`
+#   RAY_ADDRESS or RAY_API_SERVER_ADDRESS=http://head:8265, STORAGE=/mnt/shared
+#                            send the job to that cluster, which writes to that directory
+
+PYTHON ?= python3
+CONFIG ?= configs/align/scenes.yaml
+STORAGE ?= $(CURDIR)/outputs
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/installed
+COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
+JOB_ENV = {"env_vars": {"SLINGSTONE_GIT_COMMIT": "$(COMMIT)"$(if $(MLFLOW_TRACKING_URI),$(comma) "MLFLOW_TRACKING_URI": "$(MLFLOW_TRACKING_URI)")}}
+comma := ,
+
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_LOGGER_LEVEL := error
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup align world mlflow stop test check format bench clean
+
+help: ## list the commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create .venv with the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+align: $(STAMP) ## align the demo's one-step generator, as a job of a Ray cluster; starts a local one if none is named
+	@set -e; \
+	if test -z "$$RAY_ADDRESS$$RAY_API_SERVER_ADDRESS"; then head=$$($(BIN)/python jobs/head.py start); eval "$$head"; fi; \
+	$(BIN)/ray job submit --working-dir . --runtime-env-json '$(JOB_ENV)' -- \
+	  python jobs/align.py $(CONFIG) storage=$(STORAGE) $(ARGS)
+
+world: $(STAMP) ## train what is missing of the embedded world; some two hours on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python jobs/build_world.py configs/world/scenes.yaml
+
+mlflow: $(STAMP) ## open the MLflow UI on the runs under outputs/
+	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(STORAGE)/mlflow.db
+
+stop: $(STAMP) ## stop the local Ray cluster that `make align` started
+	@$(BIN)/python jobs/head.py stop
+
+test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
+	$(BIN)/python -m pytest -m "not gpu" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
+	  --cov-report=term --cov-fail-under=85
+
+check: $(STAMP) ## format, lint, types, and that dependencies point down
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## format the sources and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure the platform's cost against a plain training loop
+	@$(BIN)/python jobs/bench.py $(CONFIG) storage=$(STORAGE) $(ARGS)
+
+clean: ## delete outputs and caches; .venv stays
+	rm -rf outputs .pytest_cache .ruff_cache .coverage .import_linter_cache dist build
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
