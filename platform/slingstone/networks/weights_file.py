@@ -1,0 +1,59 @@
+"""Networks from a single file of weights, as DMD2 publishes its UNets: a state dict without a configuration."""
+
+import copy
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+"""Of files that hold weights alone; all but the first are torch's, read without executing what they hold."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def is_weights_file(location: str) -> bool:
+    """Return whether `location` names a single file of weights rather than a pipeline."""
+    return location.endswith(SUFFIXES) and not Path(location).is_dir()
+
+
+def network_like(network: Network, role: str, location: str) -> Network:
+    """Return a copy of `network` in its own dtype with the weights of a file, which must be exactly its weights.
+
+    Raises:
+        ValueError: if the file is missing, unreadable, or of another network; names `role` and `location`.
+    """
+    weights = _read(role, location)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(shapes.items() ^ found.items())
+    if wrong:
+        name = wrong[0][0]
+        raise ValueError(
+            f"{role} {location!r} has not the weights of the reference's network: {len({name for name, _ in wrong})} "
+            f"are missing, added or of another shape, the first is {name}: {found.get(name, 'missing')} in the file, "
+            f"{shapes.get(name, 'none')} in the reference; give a state dict with the keys that diffusers writes"
+        )
+    made = copy.deepcopy(network)
+    made.load_state_dict(weights)
+    return made
+
+
+def _read(role: str, location: str) -> dict[str, Tensor]:
+    if not Path(location).is_file():
+        raise ValueError(f"{role} {location!r}: no such file; download the weights, and give their path")
+    try:
+        if location.endswith(".safetensors"):
+            return load_file(location)
+        weights = torch.load(location, map_location="cpu", weights_only=True)
+    # Of a damaged pickle, whatever its bytes happen to mean.
+    except Exception as error:
+        raise ValueError(f"{role} {location!r} cannot be read as weights: {' '.join(str(error).split())}") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(
+            f"{role} {location!r} is no state dict: it must map names to tensors and hold nothing else; "
+            "save the UNet's state_dict() alone"
+        )
+    return weights

@@ -1,0 +1,38 @@
+"""Environment of all tests, and the one Ray cluster that those marked `ray` share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Read when Ray, DeepSpeed or torch are first imported, and inherited by every worker process.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(ROOT), str(ROOT / "platform"), os.environ.get("PYTHONPATH")])
+)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray cluster with Serve and without HTTP; CPUs are logical, so that tests run on any machine.
+
+    No other fixture may shut Ray down, and none may join a cluster that a developer runs.
+    """
+    import ray
+    from ray import serve
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=300 * 2**20)
+    serve.start(proxy_location="Disabled")
+    yield
+    serve.shutdown()
+    ray.shutdown()
