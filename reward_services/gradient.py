@@ -1,0 +1,51 @@
+"""Scores together with their gradient with respect to the pictures, and back into autograd."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reward_services.protocol import PendingReward, RewardModel
+
+
+def score_and_gradient(
+    model: RewardModel, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
+    """Return `s_i` and `d s_i / d image_i`, detached.
+
+    One backward pass gives all of them: scores are independent, so row `i` of the gradient of the sum is `s_i`'s own.
+    """
+    leaf = images.detach().requires_grad_(True)
+    with torch.enable_grad():
+        scores = model.score(leaf, prompts)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    return scores.detach(), gradient
+
+
+def differentiable(images: Float[Tensor, "batch 3 height width"], pending: PendingReward) -> Float[Tensor, " batch"]:
+    """Return the scores of a submitted request as a function of `images`, for autograd.
+
+    The backward pass is the vector-Jacobian product `v_i d s_i / d image_i`; nothing is sent again, so neither call
+    this within a checkpointed region nor ask for second derivatives.
+
+    Args:
+        images: the pictures that were submitted; may require gradient.
+        pending: what `submit` returned for them.
+    """
+    return _Scores.apply(images, pending)  # pyright: ignore[reportReturnType]
+
+
+class _Scores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, pending: PendingReward) -> Tensor:
+        scores, gradient = pending.result()
+        ctx.save_for_backward(gradient.to(images))
+        return scores.to(images.device)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        return gradient * cotangent.to(gradient.dtype).view(-1, 1, 1, 1), None

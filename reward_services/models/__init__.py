@@ -1,0 +1,31 @@
+"""The rewards, a file each, and the registry that finds them by kind."""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from reward_services.protocol import RewardModel
+from reward_services.spec import RewardSpec
+
+_CLASSES = {
+    "pickscore": ("reward_services.models.pickscore", "PickScore"),
+    "hps": ("reward_services.models.hps", "HPS"),
+    "imagereward": ("reward_services.models.imagereward", "ImageReward"),
+}
+
+
+def load(spec: RewardSpec) -> RewardModel:
+    """Return the frozen reward of a spec, in eval mode, on its device.
+
+    Raises:
+        ValueError: the checkpoint or its tokenizer cannot be read; the message names the reward.
+    """
+    module, name = _CLASSES[spec.model]
+    # Each reward's dependencies are imported only when it is asked for.
+    reward: Any = getattr(import_module(module), name)
+    try:
+        model = reward.load(spec.checkpoint, spec.tokenizer, spec.preprocess, getattr(torch, spec.dtype))
+    except ValueError as error:
+        raise ValueError(f"reward {spec.name!r}: {error}") from error
+    return model.requires_grad_(False).eval().to(spec.device)

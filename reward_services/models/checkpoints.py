@@ -1,0 +1,129 @@
+"""Finding and reading published checkpoint files: safely, and with messages that name the file."""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
+
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+def local_path(checkpoint: str | Path) -> Path | None:
+    """Return where a checkpoint lies on disk, or None if it must be a hub id.
+
+    A relative path is looked up from the working directory, then from the folder that holds this package.
+    """
+    for candidate in (Path(checkpoint), _PACKAGE_PARENT / checkpoint):
+        if candidate.exists():
+            return candidate.resolve()
+    return None
+
+
+def path_or_hub_id(checkpoint: str | Path) -> str:
+    """Return what transformers' `from_pretrained` takes."""
+    return str(local_path(checkpoint) or checkpoint)
+
+
+def fetch(checkpoint: str | Path, filename: str) -> Path:
+    """Return `filename` of a checkpoint directory, downloaded first if the checkpoint is a hub id.
+
+    Raises:
+        ValueError: no such directory or file, here or on the hub.
+    """
+    found = local_path(checkpoint)
+    if found is not None:
+        path = found / filename
+        if not path.is_file():
+            raise ValueError(f"checkpoint {str(checkpoint)!r} has no file {filename!r}: give the published directory")
+        return path
+    try:
+        return Path(hf_hub_download(str(checkpoint), filename))
+    except (HFValidationError, OSError) as error:
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} is neither a directory here nor a hub id that can be read: {error}"
+        ) from error
+
+
+def read_tokenizer(kind: type[Tokenizer], source: str) -> Tokenizer:
+    """Return the tokenizer of a directory or hub id.
+
+    Raises:
+        ValueError: there is none. transformers 5 then returns one that knows its special tokens only.
+    """
+    try:
+        tokenizer = kind.from_pretrained(path_or_hub_id(source))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"tokenizer {source!r} is neither a directory here nor a hub id that can be read") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"tokenizer {source!r} has no vocabulary: it is neither a directory here nor a hub id that can be read"
+        )
+    return tokenizer
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a published `.pt` file, bare or under the key `state_dict`.
+
+    Raises:
+        ValueError: the file is truncated, no checkpoint, or would need arbitrary code to be unpickled.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"checkpoint {str(path)!r} ({path.stat().st_size} bytes) cannot be read as tensors; it is truncated or not "
+            f"a checkpoint, fetch it again ({reason})"
+        ) from error
+    if isinstance(payload, Mapping) and isinstance(payload.get("state_dict"), Mapping):
+        payload = payload["state_dict"]
+    if not isinstance(payload, Mapping) or not all(isinstance(value, Tensor) for value in payload.values()):
+        raise ValueError(f"checkpoint {str(path)!r} holds a {type(payload).__name__}, not a state dict of tensors")
+    return dict(payload)
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict that must match the module name by name and shape by shape.
+
+    Raises:
+        ValueError: names are missing or unknown, or shapes differ; the message shows the first few of each.
+    """
+    own = module.state_dict()
+    problems = [
+        _listed("missing", [name for name in own if name not in state]),
+        _listed("unknown", [name for name in state if name not in own]),
+        _listed(
+            "of another shape",
+            [
+                f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+                for name in own
+                if name in state and state[name].shape != own[name].shape
+            ],
+        ),
+    ]
+    found = "; ".join(problem for problem in problems if problem)
+    if found:
+        raise ValueError(f"checkpoint {source!r} does not fit {type(module).__name__}: {found}")
+    module.load_state_dict(state)
+
+
+def cast_towers(module: nn.Module, dtype: torch.dtype, keep: Callable[[str], bool]) -> None:
+    """Convert the floating-point parameters and buffers of a module, except those whose name `keep` picks."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not keep(name):
+            tensor.data = tensor.data.to(dtype)
+
+
+def _listed(kind: str, names: list[str], shown: int = 3) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {kind}: {', '.join(names[:shown])}{more}"

@@ -1,0 +1,115 @@
+"""Cosine similarity of pictures and prompts by a CLIP model: the common part of PickScore and HPS."""
+
+import html
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import ftfy
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+PUBLISHED_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_CACHED_PROMPTS = 4096
+
+
+def unchanged(prompt: str) -> str:
+    """Return the prompt as it is, as the transformers tokenizer is fed."""
+    return prompt
+
+
+def open_clip_text(prompt: str) -> str:
+    """Return the prompt as open_clip's tokenizer cleans it: mojibake, HTML entities, white space, case.
+
+    Source: open_clip tokenizer.py, `basic_clean`, `whitespace_clean`, `lower`.
+    """
+    prompt = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", prompt).strip().lower()
+
+
+def tower_configs(model: CLIPModel) -> tuple[CLIPVisionConfig, CLIPTextConfig]:
+    """Return the configurations of the picture's and the prompt's tower."""
+    vision, text = model.config.vision_config, model.config.text_config
+    assert isinstance(vision, CLIPVisionConfig)
+    assert isinstance(text, CLIPTextConfig)
+    return vision, text
+
+
+class ClipSimilarity(nn.Module):
+    """`cos(image embedding, text embedding)`, paired: picture `i` with prompt `i`.
+
+    Text embeddings are cached by prompt while the model is in eval mode and its text weights are frozen.
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, clean: Callable[[str], str]):
+        super().__init__()
+        _check_tokenizer(model, tokenizer)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.clean = clean
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cached_weights: tuple[tuple[int, int], ...] = ()
+
+    def forward(self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        """Return the cosines, in float32 or better, of normalised model inputs and prompts."""
+        hidden = self.model.vision_model(pixel_values=pixels.to(self.model.visual_projection.weight.dtype))
+        images = _normalised(self.model.visual_projection(hidden.pooler_output))
+        texts = self._cached(prompts) if self._frozen() else self._encode(prompts)
+        return (images * texts).sum(dim=-1)
+
+    def _encode(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+        tokens = self.tokenizer(
+            [self.clean(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=tower_configs(self.model)[1].max_position_embeddings,
+            return_tensors="pt",
+        )
+        # No padding mask: attention is causal and the embedding is read at the first end-of-text token.
+        hidden = self.model.text_model(input_ids=tokens.input_ids.to(self.model.text_projection.weight.device))
+        return _normalised(self.model.text_projection(hidden.pooler_output))
+
+    def _text_parameters(self) -> list[nn.Parameter]:
+        return [*self.model.text_model.parameters(), *self.model.text_projection.parameters()]
+
+    def _frozen(self) -> bool:
+        return not self.training and not any(parameter.requires_grad for parameter in self._text_parameters())
+
+    def _cached(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+        # Storage and version of every weight: whatever loads, moves or trains them empties the cache.
+        weights = tuple((parameter.data_ptr(), parameter._version) for parameter in self._text_parameters())
+        if weights != self._cached_weights:
+            self._cache.clear()
+            self._cached_weights = weights
+        with torch.no_grad():
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in self._cache:  # alone: in a batch its last digits would depend on its company
+                    self._cache[prompt] = self._encode([prompt])[0]
+        for prompt in prompts:
+            self._cache.move_to_end(prompt)
+        embeddings = torch.stack([self._cache[prompt] for prompt in prompts])
+        while len(self._cache) > _CACHED_PROMPTS:
+            self._cache.popitem(last=False)
+        return embeddings
+
+
+def _check_tokenizer(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Refuse a tokenizer whose end-of-text token the model would not find: its embedding is read there."""
+    _, config = tower_configs(model)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"tokenizer has {len(tokenizer)} tokens, the CLIP text model only {config.vocab_size}")
+    # transformers reads 2 as "the highest id", as the first published configurations meant it.
+    read_at = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id
+    if read_at != tokenizer.eos_token_id:
+        raise ValueError(
+            f"text_config.eos_token_id={config.eos_token_id} reads the prompt's embedding at token {read_at}, but the "
+            f"tokenizer ends prompts with {tokenizer.eos_token_id}: set eos_token_id to that"
+        )
+
+
+def _normalised(embeddings: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)

@@ -1,0 +1,163 @@
+"""ImageReward v1.0: BLIP's ViT-L/16, BERT with cross-attention to the picture, and an MLP on the first token.
+
+Source: Xu et al., arXiv:2304.05977; weights THUDM/ImageReward.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from reward_services.models.checkpoints import cast_towers, fetch, load_strict, read_state_dict, read_tokenizer
+from reward_services.models.layouts import count_blocks, imagereward_to_transformers
+from reward_services.preprocess import imagereward_preprocess, square_side
+from reward_services.spec import PreprocessMode
+
+PUBLISHED_TOKENIZER = "google-bert/bert-base-uncased"
+WEIGHTS_FILE = "ImageReward.pt"
+TEXT_CONFIG_FILE = "med_config.json"
+VISION_CONFIG_FILE = "vision_config.json"
+MAX_TOKENS = 35
+VISION_LAYER_NORM_EPS = 1e-6
+_MEAN, _STD = 0.16717362830052426, 1.0333394966054072
+_HEAD_HIDDEN = (1024, 128, 64, 16)
+
+
+class RewardHead(nn.Module):
+    """ImageReward's MLP: five linear maps with dropout between the first four and no activation."""
+
+    def __init__(self, width: int, hidden: Sequence[int] = _HEAD_HIDDEN):
+        super().__init__()
+        a, b, c, d = hidden
+        self.layers = nn.Sequential(
+            nn.Linear(width, a),
+            nn.Dropout(0.2),
+            nn.Linear(a, b),
+            nn.Dropout(0.2),
+            nn.Linear(b, c),
+            nn.Dropout(0.1),
+            nn.Linear(c, d),
+            nn.Linear(d, 1),
+        )
+
+    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 1"]:
+        """Return the reward before standardisation."""
+        return self.layers(features)
+
+
+class ImageReward(nn.Module):
+    """`(MLP(h_cls) - 0.1672) / 1.0333`; published weights give about -2.3 to 2."""
+
+    def __init__(
+        self,
+        vision: BlipVisionModel,
+        text: BlipTextModel,
+        mlp: RewardHead,
+        tokenizer: BertTokenizer,
+        preprocess: PreprocessMode = "exact",
+    ):
+        super().__init__()
+        if len(tokenizer) > text.config.vocab_size:
+            raise ValueError(f"tokenizer has {len(tokenizer)} tokens, the BERT model only {text.config.vocab_size}")
+        self.vision = vision
+        self.text = text
+        self.mlp = mlp
+        self.tokenizer = tokenizer
+        self.preprocess = imagereward_preprocess(square_side(vision.config.image_size, "image_size"), preprocess)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        tokenizer: str | None = None,
+        preprocess: PreprocessMode = "exact",
+        dtype: torch.dtype = torch.float32,
+    ) -> "ImageReward":
+        """Read a directory or hub id with `ImageReward.pt` and `med_config.json`.
+
+        The vision tower's geometry comes from the state dict; it has width / 64 heads unless a `vision_config.json`
+        beside the weights says otherwise. The tokenizer (`vocab.txt`) lies beside the weights or is the published one.
+
+        Raises:
+            ValueError: the checkpoint is absent, truncated, or not ImageReward.
+        """
+        path = fetch(checkpoint, WEIGHTS_FILE)
+        med_config = json.loads(fetch(checkpoint, TEXT_CONFIG_FILE).read_text())
+        sidecar = path.with_name(VISION_CONFIG_FILE)
+        described = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+        vision_state, text_state, head_state = imagereward_to_transformers(read_state_dict(path))
+        try:
+            vision = BlipVisionModel(_vision_geometry(vision_state, described))
+            text = BlipTextModel(_text_geometry(text_state, med_config), add_pooling_layer=False)
+            mlp = RewardHead(
+                text.config.hidden_size, [head_state[f"layers.{layer}.weight"].shape[0] for layer in (0, 2, 4, 6)]
+            )
+        except KeyError as error:
+            raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {error}") from error
+        for module, state in ((vision, vision_state), (text, text_state), (mlp, head_state)):
+            load_strict(module, state, str(path))
+        for module in (vision, text):
+            cast_towers(module, dtype, keep=lambda name: False)
+        beside = path.with_name("vocab.txt").is_file()
+        source = tokenizer or (str(path.parent) if beside else PUBLISHED_TOKENIZER)
+        return cls(vision, text, mlp, read_tokenizer(BertTokenizer, source), preprocess)
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        """Return one score a picture for RGB pictures in [0, 1]."""
+        pixels = self.preprocess(images).to(self.vision.embeddings.patch_embedding.weight.dtype)
+        patches = self.vision(pixel_values=pixels).last_hidden_state
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(patches.device)
+        hidden = self.text(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=patches,
+            is_decoder=False,  # attention is bidirectional; the configuration only asks for cross-attention layers
+        ).last_hidden_state
+        first = hidden[:, 0]
+        reward = self.mlp(first.to(self.mlp.layers[0].weight.dtype)).squeeze(-1)
+        return (reward - _MEAN) / _STD
+
+
+def _vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
+    patches = state["embeddings.patch_embedding.weight"]
+    positions = state["embeddings.position_embedding"].shape[1]
+    width, patch = patches.shape[0], patches.shape[-1]
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=state["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=count_blocks(state, "encoder.layers"),
+        num_attention_heads=described.get("num_attention_heads", max(1, width // 64)),
+        image_size=round((positions - 1) ** 0.5) * patch,
+        patch_size=patch,
+        layer_norm_eps=VISION_LAYER_NORM_EPS,
+    )
+
+
+def _text_geometry(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -> BlipTextConfig:
+    known = (
+        "num_attention_heads",
+        "hidden_act",
+        "layer_norm_eps",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "initializer_range",
+    )
+    vocabulary, width = state["embeddings.word_embeddings.weight"].shape
+    return BlipTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        # med_config says 768; upstream overwrites it with the width of the vision tower.
+        encoder_hidden_size=state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=state["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        num_hidden_layers=count_blocks(state, "encoder.layer"),
+        max_position_embeddings=state["embeddings.position_embeddings.weight"].shape[0],
+        is_decoder=True,
+        **{name: med_config[name] for name in known if name in med_config},
+    )

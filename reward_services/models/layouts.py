@@ -1,0 +1,153 @@
+"""Published checkpoint layouts and how transformers' modules map to them, both ways.
+
+* HPS: an open_clip state dict under the key `state_dict`, query, key and value projections fused.
+* ImageReward: one flat state dict: BLIP's own ViT, BERT with cross-attention, and the MLP head.
+PickScore is published in transformers' own layout.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+_CLIP_NAMES = {
+    "logit_scale": "logit_scale",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "text_projection": "text_projection.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+_CLIP_TRANSPOSED = ("text_projection", "visual.proj")
+_CLIP_BLOCKS = {"transformer.resblocks": "text_model.encoder", "visual.transformer.resblocks": "vision_model.encoder"}
+_CLIP_BLOCK_MODULES = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_BLIP_VISION_NAMES = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embedding.bias",
+    "norm.weight": "post_layernorm.weight",
+    "norm.bias": "post_layernorm.bias",
+}
+_BLIP_BLOCK_MODULES = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.qkv": "self_attn.qkv",
+    "attn.proj": "self_attn.projection",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
+# Contrastive heads of BLIP's pretraining, which the reward does not use, and a buffer of indices.
+_IMAGEREWARD_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+
+
+def open_clip_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of a transformers `CLIPModel` from an open_clip one.
+
+    Raises:
+        ValueError: a name that open_clip's CLIP does not have.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name in _CLIP_NAMES:
+            converted[_CLIP_NAMES[name]] = tensor.T.contiguous() if name in _CLIP_TRANSPOSED else tensor
+            continue
+        block = re.fullmatch(r"((?:visual\.)?transformer\.resblocks)\.(\d+)\.(.+)\.(weight|bias)", name)
+        fused = re.fullmatch(r"((?:visual\.)?transformer\.resblocks)\.(\d+)\.attn\.in_proj_(weight|bias)", name)
+        if fused:
+            prefix = f"{_CLIP_BLOCKS[fused[1]]}.layers.{fused[2]}.self_attn"
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                converted[f"{prefix}.{part}_proj.{fused[3]}"] = piece.contiguous()
+        elif block and block[3] in _CLIP_BLOCK_MODULES:
+            target = _CLIP_BLOCK_MODULES[block[3]]
+            converted[f"{_CLIP_BLOCKS[block[1]]}.layers.{block[2]}.{target}.{block[4]}"] = tensor
+        else:
+            raise ValueError(f"{name!r} is not a weight of an open_clip CLIP model: give an HPS checkpoint")
+    return converted
+
+
+def transformers_to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the open_clip state dict of a transformers `CLIPModel`'s; the inverse of `open_clip_to_transformers`."""
+    converted: dict[str, Tensor] = {}
+    for name, target in _CLIP_NAMES.items():
+        converted[name] = state[target].T.contiguous() if name in _CLIP_TRANSPOSED else state[target]
+    for prefix, encoder in _CLIP_BLOCKS.items():
+        for layer in range(count_blocks(state, f"{encoder}.layers")):
+            source = f"{encoder}.layers.{layer}"
+            for kind in ("weight", "bias"):
+                parts = [state[f"{source}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                converted[f"{prefix}.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
+                for module, own in _CLIP_BLOCK_MODULES.items():
+                    converted[f"{prefix}.{layer}.{module}.{kind}"] = state[f"{source}.{own}.{kind}"]
+    return converted
+
+
+def imagereward_to_transformers(
+    state: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the state dicts of a `BlipVisionModel`, a `BlipTextModel` and the MLP head from the flat published one.
+
+    Raises:
+        ValueError: a name that ImageReward does not have.
+    """
+    vision: dict[str, Tensor] = {}
+    text: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(_IMAGEREWARD_UNUSED):
+            continue
+        if name.startswith(_VISION):
+            vision[_blip_vision_name(name.removeprefix(_VISION))] = tensor
+        elif name.startswith(_TEXT):
+            text[name.removeprefix(_TEXT)] = tensor
+        elif name.startswith(_HEAD):
+            head[name.removeprefix(_HEAD)] = tensor
+        else:
+            raise ValueError(f"{name!r} is not a weight of ImageReward: give the published ImageReward.pt")
+    return vision, text, head
+
+
+def transformers_to_imagereward(
+    vision: Mapping[str, Tensor], text: Mapping[str, Tensor], head: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the flat published state dict; the inverse of `imagereward_to_transformers`."""
+    converted = {f"{_VISION}{name}": vision[target] for name, target in _BLIP_VISION_NAMES.items()}
+    for layer in range(count_blocks(vision, "encoder.layers")):
+        for module, own in _BLIP_BLOCK_MODULES.items():
+            for kind in ("weight", "bias"):
+                name = f"{_VISION}blocks.{layer}.{module}.{kind}"
+                converted[name] = vision[f"encoder.layers.{layer}.{own}.{kind}"]
+    converted |= {f"{_TEXT}{name}": tensor for name, tensor in text.items()}
+    converted |= {f"{_HEAD}{name}": tensor for name, tensor in head.items()}
+    return converted
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """Return how many numbered blocks `<prefix>.<number>.` a state dict has."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match[1] for name in names if (match := pattern.match(name))})
+
+
+def _blip_vision_name(name: str) -> str:
+    if name in _BLIP_VISION_NAMES:
+        return _BLIP_VISION_NAMES[name]
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
+    if block and block[2] in _BLIP_BLOCK_MODULES:
+        return f"encoder.layers.{block[1]}.{_BLIP_BLOCK_MODULES[block[2]]}.{block[3]}"
+    raise ValueError(f"{_VISION + name!r} is not a weight of ImageReward: give the published ImageReward.pt")

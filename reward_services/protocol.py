@@ -1,0 +1,104 @@
+"""The contract of a reward: what goes in, what comes out, and what can go wrong.
+
+A reward maps pictures and prompts to one score a picture. Row `i` of the scores depends on picture `i` and prompt `i`
+alone, so that the gradient of the sum of scores holds every picture's own gradient. A failed reward is never a number:
+it is a `RewardError` that names the reward.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+PIXEL_TOLERANCE = 1e-3
+"""How far outside [0, 1] a pixel may lie: a quarter of an 8-bit step, for those who compute in half precision."""
+
+
+class RewardError(RuntimeError):
+    """A reward that could not be had."""
+
+    def __init__(self, reward: str, reason: str):
+        super().__init__(reward, reason)
+        self.reward = reward
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"reward {self.reward!r}: {self.reason}"
+
+
+class InvalidRequestError(RewardError, ValueError):
+    """The request breaks the contract; sending it again is useless."""
+
+
+class RewardUnavailableError(RewardError):
+    """Nobody answered: not deployed, deleted, or no replica before the deadline."""
+
+
+class RewardFailedError(RewardError):
+    """The reward model itself raised."""
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Scores pictures for prompts; an `nn.Module` in eval mode, differentiable in the pictures."""
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        """Return one score a picture, higher is better, for RGB pictures in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class PendingReward(Protocol):
+    """A reward on its way."""
+
+    def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
+        """Wait for and return the scores and `d score_i / d image_i`, both fp32 and detached.
+
+        Raises:
+            RewardError: the reward could not be had.
+        """
+        ...
+
+
+@runtime_checkable
+class RewardClient(Protocol):
+    """Asks for a reward without waiting for it, wherever it is computed."""
+
+    def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
+        """Send RGB pictures in [0, 1] and their prompts."""
+        ...
+
+
+def check_request(reward: str, images: object, prompts: object) -> None:
+    """Refuse a request that breaks the contract.
+
+    Args:
+        reward: name for the message.
+        images: must be float32 RGB pictures, [batch, 3, height, width], in [0, 1].
+        prompts: must be a list or tuple of as many strings, none blank.
+
+    Raises:
+        InvalidRequestError: saying what is wrong, and what was expected.
+    """
+
+    def refuse(reason: str) -> InvalidRequestError:
+        return InvalidRequestError(reward, reason)
+
+    if not isinstance(images, np.ndarray):
+        raise refuse(f"images is a {type(images).__name__}: send a numpy array")
+    if images.dtype != np.float32:
+        raise refuse(f"images has dtype {images.dtype}: send float32")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise refuse(f"images has shape {images.shape}: send [batch, 3, height, width], RGB, none of them 0")
+    if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise refuse("prompts is not a list of strings: send one prompt a picture")
+    if len(prompts) != len(images):
+        raise refuse(f"{len(prompts)} prompts for {len(images)} pictures: send one prompt a picture")
+    blank = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
+    if blank:
+        raise refuse(f"prompts[{blank[0]}] is empty: a reward judges a picture against its prompt")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):  # also refuses NaN
+        raise refuse(f"pixels lie in [{low}, {high}]: send finite values in [0, 1]")

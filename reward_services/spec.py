@@ -1,0 +1,65 @@
+"""What to serve: one reward, its weights and its resources, as a frozen pydantic object. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RewardKind = Literal["pickscore", "hps", "imagereward"]
+PreprocessMode = Literal["exact", "smooth"]
+
+
+class RewardSpec(BaseModel):
+    """One reward service."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]*$", description="Unique id; the Serve application is called 'reward-<name>'."
+    )
+    model: RewardKind = Field(description="Architecture and formula.")
+    checkpoint: str = Field(
+        min_length=1,
+        description="Directory, file or hub id. A relative path is looked up from the working directory, "
+        "then from the folder that holds this package.",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="Directory or hub id; by default beside the weights, else the published one."
+    )
+    preprocess: PreprocessMode = Field(
+        default="exact",
+        description="exact equals upstream on saved PNGs (8-bit grid, straight-through gradient); smooth never rounds.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Precision of the towers; the head that makes the score stays in float32."
+    )
+    device: str = Field(default="cpu", description="torch device of a replica: cpu or cuda.")
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(
+        default=1.0,
+        ge=0,
+        description="CPUs a replica reserves, 0 for none; also its torch threads, at least 1.",
+    )
+    num_gpus: float = Field(default=0.0, ge=0, description="Share of a GPU a replica reserves.")
+    max_batch_images: int = Field(
+        default=16, ge=1, description="Most images of one forward pass; a larger request is computed in several."
+    )
+    batch_wait_timeout_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long an idle replica waits for more requests to share a forward pass. "
+        "Requests that arrive during a pass share the next one anyway.",
+    )
+    max_queued_requests: int = Field(
+        default=64, ge=1, description="Most requests that a client keeps waiting for a free replica; then it backs off."
+    )
+    deadline_s: float = Field(
+        default=60.0, gt=0, description="A client gives up, with an error that names the reward, after this long."
+    )
+    simulated_latency_s: float = Field(
+        default=0.0, ge=0, description="Extra sleep of every forward pass; only for benchmarks of latency hiding."
+    )
+
+    @property
+    def app_name(self) -> str:
+        """Name of the Serve application."""
+        return f"reward-{self.name}"
