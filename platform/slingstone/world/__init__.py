@@ -1,0 +1,1 @@
+"""The embedded world: captioned scenes with ground truth, their tiny checkpoints and their oracle."""

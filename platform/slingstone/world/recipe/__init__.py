@@ -1,0 +1,1 @@
+"""How the embedded checkpoints were made; every stage is a function of its settings and seed."""

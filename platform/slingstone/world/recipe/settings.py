@@ -1,0 +1,52 @@
+"""The numbers of the world's build, one YAML file."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Training(_Section):
+    """How long and how fast one network learns."""
+
+    steps: PositiveInt
+    batch: PositiveInt
+    learning_rate: PositiveFloat
+
+
+class Reference(Training):
+    """Stage 2; `pictures` are drawn once and seen `steps * batch / pictures` times."""
+
+    pictures: PositiveInt
+
+
+class Preferences(Training):
+    """A phase of a reward's training; `batch` counts captions, each with `candidates` pictures."""
+
+    captions: PositiveInt
+    candidates: PositiveInt
+
+
+class WorldBuild(_Section):
+    """All stages; files of finished stages in `work` are kept, so an interrupted build goes on."""
+
+    seed: int
+    work: Path
+    output: Path
+    autoencoder: Training
+    decoder: Training
+    reference: Reference
+    generator: Path
+    drawn_preferences: Preferences
+    generated_preferences: Preferences
+    train_prompts: PositiveInt
+    heldout_prompts: PositiveInt
+
+
+def load_build(path: Path | str) -> WorldBuild:
+    """Read the settings; raises ValueError that names every wrong field."""
+    return WorldBuild.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
