@@ -1,0 +1,119 @@
+"""The root of the tree, and the mistakes that only show between its sections."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from reward_services.spec import RewardSpec
+from slingstone.config.tree import (
+    Data,
+    Evaluation,
+    Models,
+    Name,
+    Objective,
+    PathText,
+    Runtime,
+    Section,
+    Tracking,
+    Training,
+)
+
+
+class RewardEntry(RewardSpec):
+    """A reward service and its weight in this run."""
+
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Weight in the sum of rewards; 0 holds the reward out: evaluated, never trained on."""
+
+    @property
+    def spec(self) -> RewardSpec:
+        """The service alone, as it is deployed."""
+        return RewardSpec(**{name: getattr(self, name) for name in RewardSpec.model_fields})
+
+
+class Rewards(Section):
+    """Which rewards judge the pictures, and who runs them."""
+
+    lifecycle: Literal["managed", "external"] = "managed"
+    """`managed` deploys the services and deletes them at the end; `external` expects them to run already."""
+    backend: Literal["serve", "in_process"] = "serve"
+    """`in_process` loads the rewards into each trainer worker: no service and no overlap; for small models."""
+    services: tuple[RewardEntry, ...] = ()
+    """The rewards. Overrides reach one by its name: `rewards.services.pickscore.weight=2`."""
+
+
+class Experiment(Section):
+    """One run, complete and nameable."""
+
+    name: Name
+    """The run writes under `<storage>/align/<name>`; the same name continues from its last checkpoint."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seeds weights, noise, timesteps and the order of prompts."""
+    storage: PathText = "outputs"
+    """Directory under which everything is written; all nodes must see it."""
+    models: Models
+    """Which checkpoints the run starts from."""
+    objective: Objective
+    """What the generator is trained for."""
+    rewards: Rewards = Rewards()
+    """Who judges the pictures."""
+    data: Data
+    """What the generator draws during training."""
+    training: Training
+    """How long and how fast."""
+    runtime: Runtime = Runtime()
+    """Where it happens."""
+    evaluation: Evaluation
+    """The measurement before, during and after."""
+    tracking: Tracking = Tracking()
+    """Where MLflow keeps the run."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Experiment":
+        found = list(_contradictions(self))
+        if found:
+            raise PydanticCustomError("contradictions", "sections contradict each other", {"found": found})
+        return self
+
+
+class Contradiction(NamedTuple):
+    """Two values that are right alone and wrong together."""
+
+    path: str
+    value: Any
+    message: str
+
+
+def _contradictions(run: Experiment) -> Iterator[Contradiction]:
+    """Yield what is wrong between sections; every value alone is valid by now."""
+    workers, batch_size = run.runtime.num_workers, run.training.batch_size
+    if batch_size % workers:
+        remedy = f"take a multiple, for example {-(-batch_size // workers) * workers}"
+        yield Contradiction(
+            "training.batch_size", batch_size, f"does not divide by runtime.num_workers = {workers}; {remedy}"
+        )
+    if run.training.warmup_images >= run.training.num_images:
+        remedy = f"make it less than training.num_images = {run.training.num_images}"
+        warmup = run.training.warmup_images
+        yield Contradiction("training.warmup_images", warmup, f"leaves nothing to train the generator; {remedy}")
+    for side in ("generator_timesteps", "assistant_timesteps"):
+        low, high = getattr(run.objective, side).low, getattr(run.objective, side).high
+        if low > high:
+            yield Contradiction(f"objective.{side}.low", low, f"is above high = {high}; swap them")
+    names = [entry.name for entry in run.rewards.services]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Contradiction("rewards.services", name, "is the name of two services; rename one")
+    trained_on = [entry for entry in run.rewards.services if entry.weight > 0]
+    if run.objective.reward_weight > 0 and not trained_on:
+        remedy = "list a service with weight > 0 in rewards.services, or set reward_weight to 0"
+        yield Contradiction("objective.reward_weight", run.objective.reward_weight, f"has no reward to weigh; {remedy}")
+    if run.runtime.offload == "cpu" and (run.runtime.engine == "torch" or run.runtime.zero_stage == 0):
+        remedy = "set engine: deepspeed and zero_stage 1, 2 or 3, or offload: none"
+        yield Contradiction("runtime.offload", "cpu", f"needs sharded optimizer states; {remedy}")
+    if run.runtime.precision == "bf16" and run.runtime.engine == "deepspeed" and run.runtime.zero_stage == 0:
+        remedy = "set zero_stage 1, 2 or 3, or engine: torch"
+        yield Contradiction(
+            "runtime.precision", "bf16", f"would accumulate gradients in bf16 at zero_stage 0; {remedy}"
+        )

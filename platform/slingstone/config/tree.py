@@ -1,0 +1,213 @@
+"""A whole run as one frozen tree: what a YAML file, an override, a sweep trial and MLflow's params all name alike."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat as NonNegative
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Timestep = Annotated[int, Field(ge=0)]
+PathText = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, finite numbers only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Models(Section):
+    """Which checkpoints the run starts from, and how the generator is called."""
+
+    reference: PathText
+    """Frozen diffusion model, a diffusers pipeline directory or a hub id: what the generator is held close to."""
+    generator: PathText
+    """One-step generator to align: a diffusers pipeline directory or a hub id, or a file with its UNet's state dict."""
+    assistant: PathText | None = None
+    """Where the assistant score network starts, in the same forms; null starts it from the reference."""
+    generator_timestep: Timestep
+    """Timestep fed to the generator. It belongs to the checkpoint: another one ruins the initialisation."""
+    generator_input: Literal["scaled", "unscaled"] = "scaled"
+    """Whether the generator sees `sigma_T z` or `z`. It belongs to the checkpoint, too."""
+    generator_noise_level: PositiveFloat | None = None
+    """`sigma / alpha` of a checkpoint made for one between timesteps (PixArt: 2.5); null is the schedule's."""
+    decode_chunk: PositiveInt = 16
+    """Latents decoded (and differentiated) at once; smaller saves memory, larger saves time."""
+
+
+class PseudoHuber(Section):
+    """`sqrt(|y|^2 + c^2) - c`: the paper's distance; every sample pulls with about the same force."""
+
+    kind: Literal["pseudo_huber"]
+    constant: PositiveFloat = 0.00054
+    """`c` in eps space, as a multiple of `sqrt(C H W)`; below it the distance is quadratic."""
+    per: Literal["sample", "element"] = "sample"
+    """Whether the norm is over the whole sample or taken element by element."""
+
+
+class SquaredL2(Section):
+    """`|y|^2`: samples far from the reference pull hardest (SiD with alpha = 1)."""
+
+    kind: Literal["squared_l2"]
+
+
+class KL(Section):
+    """Integral KL (Diff-Instruct++): the baseline, inclined to hack the reward."""
+
+    kind: Literal["kl"]
+
+
+class Guidance(Section):
+    """Classifier-free guidance as an implicit reward."""
+
+    kind: Literal["inner", "outer"] = "inner"
+    """`inner` guides the reference inside the divergence, `outer` adds a term of its own."""
+    scale: NonNegative = 0.0
+    """`alpha_cfg`, additive: guidance omega = 1 + scale; 0 is none."""
+
+
+class TimestepRange(Section):
+    """Uniform over `low .. high`, both included."""
+
+    low: Timestep
+    """Smallest noise level drawn."""
+    high: Timestep
+    """Largest noise level drawn."""
+
+
+class Objective(Section):
+    """What the generator is trained for."""
+
+    distance: Annotated[PseudoHuber | SquaredL2 | KL, Field(discriminator="kind")] = PseudoHuber(kind="pseudo_huber")
+    """How far the generator's scores are from the reference's."""
+    guidance: Guidance = Guidance()
+    """Classifier-free guidance as an implicit reward."""
+    reward_weight: NonNegative
+    """`alpha_rew`, on the scale of a divergence summed over dimensions; 0 distils without rewards."""
+    weighting: Literal["one", "sigma_over_alpha", "inverse_sigma"] = "one"
+    """Weight of the noise levels in eps space."""
+    gradient: Literal["direct", "recomputed"] = "direct"
+    """`direct` is faster, `recomputed` holds the graph of one network at a time, also the decoder's; same gradient."""
+    flow: Literal["full", "detach_distance"] = "full"
+    """`detach_distance` is a biased ablation: cheaper, and 25 % off the true gradient on the toy."""
+    generator_timesteps: TimestepRange = TimestepRange(low=20, high=979)
+    """Noise levels at which the divergence is measured."""
+    assistant_timesteps: TimestepRange = TimestepRange(low=20, high=979)
+    """Noise levels on which the assistant is trained."""
+
+
+class Optimizer(Section):
+    """Adam or AdamW with a linear warm-up."""
+
+    kind: Literal["adam", "adamw"] = "adamw"
+    """`adamw` decouples the weight decay."""
+    lr: PositiveFloat
+    """Learning rate after the warm-up."""
+    betas: tuple[Probability, Probability] = (0.0, 0.999)
+    """Decay of the first and second moment; a first of 0 is usual where two networks chase each other."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegative = 0.0
+    """Per unit of learning rate for adamw, added to the gradient for adam."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises linearly to `lr`."""
+
+
+class Training(Section):
+    """How long and how fast, in images."""
+
+    num_images: PositiveInt
+    """Length of the run, warm-up included; one step counts `batch_size`."""
+    warmup_images: Annotated[int, Field(ge=0)] = 0
+    """Images on which the assistant alone is trained first, so that it knows the generator's score."""
+    batch_size: PositiveInt
+    """Images a step over all workers; must divide by `runtime.num_workers`."""
+    assistant_updates: PositiveInt = 1
+    """Assistant updates before each generator update (K_TA); more follow the generator closer and cost a step each."""
+    generator_optimizer: Optimizer
+    """Optimizer of the generator."""
+    assistant_optimizer: Optimizer
+    """Optimizer of the assistant; usually as fast as the generator's or faster."""
+    max_grad_norm: PositiveFloat = 10.0
+    """Gradients of either network are clipped to this norm."""
+    ema_half_life_images: NonNegative = 50_000.0
+    """Half-life of the averaged generator, the one that is evaluated and exported; 0 keeps the latest weights."""
+    checkpoint_every_images: PositiveInt = 10_000
+    """A crash loses at most this much; each checkpoint takes about 16 bytes a trained weight."""
+    grid_every_images: PositiveInt = 10_000
+    """How often the prompt grid is drawn and the averaged generator evaluated on an eighth of the prompts."""
+    keep_checkpoints: PositiveInt = 2
+    """Older checkpoints are deleted."""
+
+
+class Runtime(Section):
+    """Where the run happens; changes speed and memory, not the result."""
+
+    num_workers: PositiveInt = 1
+    """Data-parallel trainer processes."""
+    use_gpu: bool = False
+    """One GPU a worker instead of CPU threads."""
+    threads_per_worker: PositiveInt = 1
+    """CPUs that each worker reserves and computes with."""
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """`torch` is plain data parallelism without sharding, for one or a few workers."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """What DeepSpeed shards over workers: 1 optimizer states, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "cpu"] = "none"
+    """Keeps the optimizer's states in host memory: slower, fits larger models on a GPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Type of weights and activations; gradients accumulate and optimizers step in fp32 either way."""
+
+
+class ReferenceSampling(Section):
+    """How the many-step rival samples."""
+
+    steps: PositiveInt = 50
+    """Denoising steps; each costs two network evaluations under guidance."""
+    guidance: NonNegative = 7.5
+    """Classifier-free guidance omega (1 is none)."""
+
+
+class Evaluation(Section):
+    """The measurement before, during and after: same prompts, same seeds."""
+
+    prompts: PathText
+    """File of held-out prompts, in the formats of `data.prompts`."""
+    column: str | None = None
+    """As `data.column`."""
+    num_prompts: PositiveInt = 512
+    """Prompts taken from the file, from its start."""
+    images_per_prompt: Annotated[int, Field(ge=2)] = 2
+    """Pictures of each prompt; diversity needs at least two."""
+    batch_size: PositiveInt = 64
+    """Pictures drawn at once by each worker."""
+    seed: int = 0
+    """Seed of the evaluation's noise, apart from the training's."""
+    oracle: Literal["scenes"] | None = None
+    """Ground truth, where the world has one; null for real pictures."""
+    diversity: Literal["coarse_pixel_rms", "pixel_rms"] = "coarse_pixel_rms"
+    """Distance between pictures of the same prompt; `coarse` averages 2x2 pixels first, so that noise counts less."""
+    grid_prompts: PositiveInt = 8
+    """Prompts of the picture grid, from the file's start."""
+    reference: ReferenceSampling | None = ReferenceSampling()
+    """The many-step rival in the final table; null leaves it out, and with it most of the evaluation's time."""
+
+
+class Data(Section):
+    """What the generator is asked to draw during training."""
+
+    prompts: PathText
+    """Text file with a prompt a line, or a .jsonl, .csv, .tsv or .parquet table; visited in a seeded order without
+    repetition until all were seen."""
+    column: str | None = None
+    """Column or key of a table that holds the prompts; null reads the one named `prompt`, in any case of letters."""
+
+
+class Tracking(Section):
+    """Where MLflow keeps the run."""
+
+    uri: str | None = None
+    """Tracking URI; null takes MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
+    experiment: str = "slingstone"
+    """MLflow experiment."""

@@ -1,0 +1,1 @@
+"""Where and how a run executes: engines, checkpoints, tracking, workers, launch."""

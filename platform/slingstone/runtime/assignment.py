@@ -1,0 +1,25 @@
+"""What the driver hands to every rank. Light, so that neither driver nor controller imports the networks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from slingstone.config import Experiment
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One run, as its ranks need to know it.
+
+    Attributes:
+        experiment: the run, its paths absolute.
+        directory: where the run writes; all nodes see it.
+        mlflow_uri: tracking URI.
+        mlflow_run_id: the run that rank 0 logs to.
+        board: handle of the actor that shows lines to the user.
+    """
+
+    experiment: Experiment
+    directory: str
+    mlflow_uri: str
+    mlflow_run_id: str
+    board: Any

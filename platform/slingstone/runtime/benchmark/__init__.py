@@ -1,0 +1,1 @@
+"""What the platform costs: the job beside a plain training loop, and how much of a reward's latency it hides."""

@@ -1,0 +1,127 @@
+"""A Ray head on this machine for one clone of the project: no fixed ports, no shared directory, a token of its own."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
+PORT_OPTIONS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+
+
+class Head:
+    """The head that belongs to a directory of sources. Other Ray clusters of the machine are left alone."""
+
+    def __init__(self, sources: Path) -> None:
+        key = zlib.crc32(str(sources.resolve()).encode())
+        # Under /tmp whatever TMPDIR says: Ray's sockets lie below, and their paths must be short.
+        self._directory = Path(f"/tmp/slingstone-{os.getuid()}-{key:08x}")
+        self._record = self._directory / "head.json"
+
+    def start(self) -> dict[str, str]:
+        """Start the head unless it runs; return the environment in which Ray's commands reach it.
+
+        Raises:
+            RuntimeError: it did not come up; names its log.
+        """
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        token = self._directory / "token"
+        if not token.exists():
+            token.touch(mode=0o600)
+            token.write_text(secrets.token_hex(32))
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        running = self._running()
+        if running is None:
+            running = self._launch(auth)
+        return auth | {"RAY_API_SERVER_ADDRESS": running["dashboard"]}
+
+    def stop(self) -> bool:
+        """Stop the head and all that runs on it; return whether one ran."""
+        running = self._running()
+        self._record.unlink(missing_ok=True)
+        if running is None:
+            return False
+        os.kill(running["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while _is_head(running["pid"]):
+            if time.monotonic() > deadline:
+                os.killpg(running["pid"], signal.SIGKILL)
+                break
+            time.sleep(0.2)
+        return True
+
+    def _running(self) -> dict | None:
+        if not self._record.is_file():
+            return None
+        recorded = json.loads(self._record.read_text())
+        return recorded if _is_head(recorded["pid"]) else None
+
+    def _launch(self, auth: dict[str, str]) -> dict:
+        ports = _free_ports(len(PORT_OPTIONS))
+        options = [f"--{name}={port}" for name, port in zip(PORT_OPTIONS, ports, strict=True)]
+        here = str(Path(sys.executable).parent)
+        environment = os.environ | auth | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+        log = self._directory / "head.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [
+                    *(f"{here}/ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
+                    *("--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self._directory / 'ray'}"),
+                    *("--disable-usage-stats", *options),
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,  # it outlives the command that started it, and its Ctrl-C
+            )
+        running = {"pid": process.pid, "dashboard": f"http://127.0.0.1:{ports[1]}"}
+        self._record.write_text(json.dumps(running))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _answers(running["dashboard"], auth):
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"no local Ray head came up; see {log}")
+            time.sleep(0.3)
+        return running
+
+
+def _is_head(pid: int) -> bool:
+    """Return whether a process is a Ray head, and not another one that got its number."""
+    try:
+        process = psutil.Process(pid)
+        return "ray start --head" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free now; all are held until all are known, so that they differ."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _answers(dashboard: str, auth: dict[str, str]) -> bool:
+    """Return whether the head takes jobs."""
+    token = Path(auth["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

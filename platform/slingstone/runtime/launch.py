@@ -1,0 +1,194 @@
+"""The driver of a run: check, connect, start the rewards, train, and say what came out."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from slingstone.config import Experiment
+from slingstone.runtime import preflight, rewards, tracking
+from slingstone.runtime.assignment import Assignment
+from slingstone.runtime.history import History
+from slingstone.runtime.progress import duration, final_table
+
+
+class RunFailed(RuntimeError):
+    """A run that started and did not come to its end; the message is for the user."""
+
+
+def align(run: Experiment, say: Callable[[str], None], parent: str | None = None) -> dict[str, Any]:
+    """Align a generator on the cluster that this process has joined, or else joins; return what summary.json holds.
+
+    Args:
+        run: with absolute paths, see `preflight.prepare`.
+        say: shows a line to the user.
+        parent: id of the MLflow run that this one is shown under, such as a sweep's.
+
+    Raises:
+        ValueError: what the user can mend, before anything is held.
+        RunFailed: training did not come to its end; the run's directory holds the traceback.
+    """
+    history = History(Path(run.storage) / "align" / run.name)
+    history.check(run)
+    if (done := history.summary) is not None and done["images"] >= run.training.num_images:
+        say(f"{run.name} is complete: delete {history.directory} or give another name to start afresh")
+        _conclude(done, history, say)
+        return done
+    if not ray.is_initialized():
+        connect(run)
+    preflight.fits(run, ray.cluster_resources())
+    start = time.monotonic()
+    with rewards.running(run.rewards):
+        if run.rewards.services and run.rewards.backend == "serve":
+            names = ", ".join(entry.name for entry in run.rewards.services)
+            say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
+        uri = tracking.tracking_uri(run)
+        history.directory.mkdir(parents=True, exist_ok=True)
+        tracked = tracking.open_run(run, uri, history.directory, history.mlflow_run(uri), parent)
+        status = "FAILED"
+        try:
+            history.begin(run, uri, tracked.run_id)
+            with board(say) as shown:
+                assignment = Assignment(run, str(history.directory), uri, tracked.run_id, shown)
+                results = fit(run, _rank, {"assignment": assignment}, history.directory)
+            facts = {"name": run.name, "images": run.training.num_images, "mlflow_run_id": tracked.run_id}
+            facts |= {"mlflow_uri": uri, "seconds": round(time.monotonic() - start, 1)}
+            tracked.artifact(history.end(results | facts))
+            tracked.artifact(history.directory / "config.yaml")
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            tracked.end(status)
+    _conclude(results | facts, history, say)
+    return results | facts
+
+
+def connect(run: Experiment) -> None:
+    """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start one in this process.
+
+    Workers and replicas import this very source, not what happens to be installed where they run.
+    """
+    source = os.pathsep.join([str(preflight.ROOT / "platform"), str(preflight.ROOT)])
+    threads = str(run.runtime.threads_per_worker)
+    env = {
+        "PYTHONPATH": source,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    }
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.ERROR, **local)
+
+
+class _Board:
+    """An actor that carries lines from rank 0 to the driver: worker logs would reach it with prefixes, out of order."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def take(self) -> list[str]:
+        taken, self._lines = self._lines, []
+        return taken
+
+
+@contextmanager
+def board(say: Callable[[str], None]) -> Iterator[Any]:
+    """Yield the handle of a board whose lines are shown by `say` in this process."""
+    shown: Any = ray.remote(num_cpus=0)(_Board).remote()
+    over = threading.Event()
+
+    def show() -> None:
+        while True:
+            last = over.wait(0.5)
+            for line in ray.get(shown.take.remote()):
+                say(line)
+            if last:
+                return
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield shown
+    finally:
+        over.set()
+        thread.join(timeout=10)
+        ray.kill(shown)
+
+
+def _rank(config: dict[str, Any]) -> dict[str, Any]:
+    from slingstone.runtime.worker import align  # here, since Ray's controller loads this function too
+
+    return align(config)
+
+
+def fit(
+    run: Experiment, rank: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], directory: Path
+) -> dict[str, Any]:
+    """Have every Train worker run `rank(config)`; return what rank 0 returned.
+
+    Raises:
+        RunFailed: a worker raised or died; `directory` holds the traceback.
+    """
+    runtime = run.runtime
+    accelerator = {} if runtime.use_gpu else {"DS_ACCELERATOR": "cpu"}
+    trainer = ray.train.torch.TorchTrainer(
+        rank,
+        train_loop_config=config,
+        # Metrics and evaluations are on the CPU, gradients on the GPU: a group that takes both.
+        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if runtime.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=runtime.num_workers,
+            use_gpu=runtime.use_gpu,
+            resources_per_worker={"CPU": runtime.threads_per_worker, "GPU": int(runtime.use_gpu)},
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=str(directory.parent),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.training.keep_checkpoints),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": accelerator},
+        ),
+    )
+    try:
+        results = trainer.fit().return_value
+    except TrainingFailedError as error:
+        log = directory / "error.txt"
+        log.write_text(str(error))
+        raise RunFailed(f"training failed: {_cause(error)}\n  traceback: {log}") from error
+    assert results is not None
+    return results
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """Return what the first rank to fail said, in a line."""
+    said = str(next(iter(error.worker_failures.values()))) if isinstance(error, WorkerGroupError) else str(error)
+    lines = said.strip().splitlines() or [type(error).__name__]
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def _conclude(summary: dict[str, Any], history: History, say: Callable[[str], None]) -> None:
+    say("")
+    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict)}))
+    say("")
+    say(f"picture   {history.directory / 'pictures' / 'grid.png'}")
+    say(f"pipeline  {history.directory / 'pipeline'}")
+    say(f"summary   {history.directory / 'summary.json'}")
+    say(f"MLflow    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {summary['mlflow_uri']}")

@@ -1,0 +1,161 @@
+"""MLflow behind a few methods: the driver opens and ends a run, rank 0 logs to it by its id."""
+
+import hashlib
+import math
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slingstone.config import Experiment, flatten
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARAM_VALUE_LIMIT = 6000
+PARAMS_A_BATCH = 100
+METRICS_A_BATCH = 1000
+FLUSH_AFTER_S = 5.0
+
+
+class Run:
+    """One MLflow run, by its id; usable from any process. The step axis counts images.
+
+    Metrics are buffered for a few seconds: a database write a training step would be paid by every step.
+    """
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._client: MlflowClient | None = None
+        self._buffer: list[tuple[str, float, int, int]] = []
+        self._flushed = time.monotonic()
+
+    @property
+    def client(self) -> "MlflowClient":
+        """The client; importing MLflow takes seconds, which only processes that log should pay."""
+        if self._client is None:
+            self._client = _client(self.uri)
+        return self._client
+
+    def metrics(self, values: Mapping[str, float], images: int) -> None:
+        """Record numbers at a position; what is not finite has no place in a chart and is left out."""
+        now = int(time.time() * 1000)
+        self._buffer += [(name, value, now, images) for name, value in values.items() if math.isfinite(value)]
+        if time.monotonic() - self._flushed > FLUSH_AFTER_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is buffered."""
+        if self._buffer:
+            from mlflow.entities import Metric
+
+            waiting, self._buffer = self._buffer, []
+            for start in range(0, len(waiting), METRICS_A_BATCH):
+                batch = [Metric(*entry) for entry in waiting[start : start + METRICS_A_BATCH]]
+                self.client.log_batch(self.run_id, metrics=batch)
+        self._flushed = time.monotonic()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Upload a file, or a directory with all it holds."""
+        upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        upload(self.run_id, str(path), folder or None)
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self.client.set_tag(self.run_id, name, value)
+
+    def end(self, status: str) -> None:
+        """Flush and close the run as FINISHED, FAILED or KILLED."""
+        self.flush()
+        self.client.set_terminated(self.run_id, status)
+
+
+def open_run(
+    experiment: Experiment, uri: str, directory: Path, run_id: str | None = None, parent: str | None = None
+) -> Run:
+    """Create the MLflow run of an experiment, or reopen one to continue it.
+
+    Args:
+        experiment: its flat dump becomes the run's params.
+        uri: tracking URI, see `tracking_uri`.
+        directory: where the run writes; artifacts of a file-based store go beside it.
+        run_id: of the run to continue.
+        parent: id of the run that this one is shown under, such as a sweep's.
+    """
+    client = _client(uri)
+    if run_id is not None:
+        client.update_run(run_id, "RUNNING")
+        return Run(uri, run_id)
+    tags = {"git_commit": git_commit(), "lock_sha256": lock_hash(), "directory": str(directory)}
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    artifacts = None if experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
+    experiment_id = _experiment_id(client, experiment.tracking.experiment, artifacts)
+    created = client.create_run(experiment_id, tags=tags, run_name=experiment.name)
+    _log_params(client, created.info.run_id, flatten(experiment))
+    return Run(uri, created.info.run_id)
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
+    default = f"sqlite:///{Path(experiment.storage).resolve() / 'mlflow.db'}"
+    return experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def git_commit() -> str:
+    """Return the commit of this source; a submitted job, which has no .git, is told by its submitter."""
+    if told := os.environ.get("SLINGSTONE_GIT_COMMIT"):
+        return told
+    command = ["git", "-C", str(_root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def lock_hash() -> str:
+    """Return the SHA-256 of constraints.txt, which names every dependency's version."""
+    lock = _root() / "constraints.txt"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "unknown"
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[3]
+
+
+def _client(uri: str) -> "MlflowClient":
+    import logging
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # schema migrations are no news to a user
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return found.experiment_id
+    # MLflow's own default for a local database is ./mlruns of whichever process creates the experiment.
+    location = None if artifacts is None else (artifacts / "mlartifacts").resolve().as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:  # another run created it in the meantime
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
+    for start in range(0, len(entries), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_A_BATCH])

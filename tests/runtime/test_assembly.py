@@ -1,0 +1,42 @@
+"""What the configuration says is what the trainer gets."""
+
+from pathlib import Path
+
+import pytest
+
+from slingstone.config import load
+from slingstone.objectives import divergence
+from slingstone.runtime.assembly import step_settings
+
+SCENES = Path(__file__).resolve().parents[2] / "configs" / "align" / "scenes.yaml"
+
+
+@pytest.mark.parametrize(
+    ("section", "distance"),
+    [
+        ("{kind: pseudo_huber, constant: 0.25, per: element}", divergence.PseudoHuber(0.25, "element")),
+        ("{kind: squared_l2}", divergence.SquaredL2()),
+        ("{kind: kl}", divergence.IntegralKL()),
+    ],
+)
+def test_each_kind_of_distance_becomes_that_distance(section, distance):
+    assert step_settings(load(SCENES, [f"objective.distance={section}"]), 2).divergence.distance == distance
+
+
+def test_the_numbers_of_a_step_are_those_of_the_configuration():
+    overrides = [
+        *("objective.guidance={kind: outer, scale: 2.5}", "objective.weighting=inverse_sigma"),
+        *("objective.flow=detach_distance", "objective.gradient=recomputed", "objective.reward_weight=3"),
+        *("objective.generator_timesteps={low: 1, high: 2}", "objective.assistant_timesteps={low: 3, high: 4}"),
+        *("training.batch_size=12", "training.assistant_updates=5", "training.warmup_images=24"),
+        *("training.ema_half_life_images=77", "models.decode_chunk=3"),
+    ]
+    found = step_settings(load(SCENES, overrides), 2)
+    assert found.divergence.guidance == divergence.Guidance("outer", 2.5)
+    assert (found.divergence.weighting, found.divergence.flow) == ("inverse_sigma", "detach_distance")
+    assert (found.divergence.gradient, found.reward_weight) == ("recomputed", 3.0)
+    assert (found.generator_timesteps.low, found.generator_timesteps.high) == (1, 2)
+    assert (found.assistant_timesteps.low, found.assistant_timesteps.high) == (3, 4)
+    assert (found.batch_size, found.world_size) == (6, 2), "the trainer counts its own rank's images"
+    assert (found.assistant_updates, found.warmup_images) == (5, 24)
+    assert (found.ema_half_life_images, found.decode_chunk) == (77.0, 3)
