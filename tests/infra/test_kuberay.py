@@ -1,0 +1,163 @@
+"""The manifests of the Ray clusters: valid for KubeRay, and of one mind with the project's configurations."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from slingstone.config import load
+from slingstone.runtime import preflight
+from tests.infra.facts import (
+    IN_IMAGE,
+    PINNED,
+    ROOT,
+    STORAGE,
+    TAGS,
+    at_start,
+    entrypoint,
+    groups,
+    overlay,
+    overlays,
+    ray_spec,
+)
+
+SCHEMAS = json.loads((Path(__file__).parent / "schemas" / "kuberay.json").read_text())
+
+
+def mistakes(manifest: dict) -> list[str]:
+    schema = {**SCHEMAS["kinds"][manifest["kind"]], "$defs": SCHEMAS["$defs"]}
+    found = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    return [f"{error.json_path}: {error.message[:200]}" for error in found]
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_kuberay_accepts_every_field(name):
+    found = {key: mistakes(item) for key, item in overlay(name).items() if item["apiVersion"] == "ray.io/v1"}
+    assert len(found) == 1
+    assert not any(found.values()), found
+
+
+def test_a_field_that_kuberay_would_drop_is_a_mistake():
+    (cluster,) = (item for key, item in overlay("interactive").items() if key.startswith("RayCluster"))
+    cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["toleration"] = []
+    assert ["toleration" in mistake for mistake in mistakes(cluster)] == [True]
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_images_and_ray_are_of_the_projects_versions(name):
+    spec = ray_spec(overlay(name))
+    assert spec["rayVersion"] == PINNED["ray"]
+    for group in groups(spec):
+        image, _, tag = group["template"]["spec"]["containers"][0]["image"].partition(":")
+        assert tag == TAGS[image]
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_every_node_of_a_cluster_carries_the_same_image(name):
+    """Ray places by free CPUs and GPUs: a rank on the light image would find no DeepSpeed."""
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups(ray_spec(overlay(name)))}
+    assert images == {f"slingstone/{'reward' if name == 'rewards' else 'trainer'}:{TAGS['slingstone/trainer']}"}
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_nobody_enters_a_cluster_without_its_token(name):
+    assert ray_spec(overlay(name))["authOptions"] == {"mode": "token"}
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_pods_run_without_root_and_see_the_shared_volumes(name):
+    items = overlay(name)
+    for group in groups(ray_spec(items)):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] == 1000
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        claims = {
+            volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        assert all(f"PersistentVolumeClaim/{claim}" in items for claim in claims.values())
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert claims[mounts[STORAGE]] == "slingstone-shared"
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert claims[mounts[environment["HF_HOME"]]] == "slingstone-models"
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_shared_memory_is_memory_that_the_pod_has(name):
+    for group in groups(ray_spec(overlay(name))):
+        pod = group["template"]["spec"]
+        (shm,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm")
+        limit = pod["containers"][0]["resources"]["limits"]["memory"]
+        assert shm["medium"] == "Memory"
+        assert int(shm["sizeLimit"].removesuffix("Gi")) <= int(limit.removesuffix("Gi")) / 2
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_groups_scale_and_offer_the_resource_of_their_name(name):
+    spec = ray_spec(overlay(name))
+    assert spec["enableInTreeAutoscaling"]
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    for group in spec["workerGroupSpecs"]:
+        assert group["resources"] == {f"{group['groupName']}_node": "1"}
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert resources["requests"] == resources["limits"]
+        gpus = "nvidia.com/gpu" in resources["limits"]
+        tolerated = [entry["key"] for entry in group["template"]["spec"].get("tolerations", [])]
+        assert tolerated == (["nvidia.com/gpu"] if gpus else [])
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_network_policy_and_monitor_select_all_ray_pods_and_name_ports_that_exist(name):
+    items = overlay(name)
+    pods = [group["template"] for group in groups(ray_spec(items))]
+    policy = items["NetworkPolicy/slingstone-ray"]["spec"]
+    monitor = items["PodMonitor/slingstone-ray"]["spec"]
+    by_operator = {"ray.io/is-ray-node": "yes"}
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+        assert monitor["selector"]["matchLabels"].items() <= (labels | by_operator).items()
+    head, *workers = ({port["name"] for port in pod["spec"]["containers"][0]["ports"]} for pod in pods)
+    assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= head
+    assert all("metrics" in ports for ports in workers)
+
+
+def test_the_job_runs_what_the_repository_holds_and_its_cluster_can_hold_it():
+    items = overlay("align")
+    job = items["RayJob/align"]["spec"]
+    directory, (script, config), overrides = entrypoint(job["entrypoint"])
+    assert directory == IN_IMAGE
+    assert (ROOT / script).is_file()
+    run = load(ROOT / config, overrides)
+    assert run.storage == STORAGE
+    available = at_start(ray_spec(items))
+    preflight.fits(run, available)
+    with pytest.raises(ValueError, match="the cluster has"):
+        preflight.fits(run, available | {"GPU": available["GPU"] - 1})
+
+
+def test_the_demo_fits_the_small_cluster():
+    preflight.fits(load(ROOT / "configs/align/scenes.yaml", []), at_start(ray_spec(overlay("interactive-small"))))
+
+
+def test_the_service_serves_what_configs_serve_says():
+    service = overlay("rewards")["RayService/rewards"]["spec"]
+    assert yaml.safe_load(service["serveConfigV2"]) == yaml.safe_load((ROOT / "configs/serve/rewards.yaml").read_text())
+
+
+def test_the_services_workers_become_ready_without_a_proxy():
+    """KubeRay's own probe asks the Serve proxy, which `proxy_location: Disabled` leaves out."""
+    service = overlay("rewards")["RayService/rewards"]["spec"]
+    assert yaml.safe_load(service["serveConfigV2"])["proxy_location"] == "Disabled"
+    for group in service["rayClusterConfig"]["workerGroupSpecs"]:
+        (command,) = (
+            container["readinessProbe"]["exec"]["command"] for container in group["template"]["spec"]["containers"]
+        )
+        assert "local_raylet_healthz" in command[-1]
+        assert "8000" not in command[-1]
