@@ -14,6 +14,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def head(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("COLUMNS", "20")  # a narrow terminal, to which some programs cut what they print
     one = Head(tmp_path)
     yield one
     one.stop()
