@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -37,6 +39,7 @@ from reward_services.protocol import (
 from reward_services.spec import HttpSpec, RewardSpec
 from tests.rewards.test_wire import BAD
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a secret of the tests"
 PROMPTS = ["a red circle", "it's a blue square on green", "green"]
 
@@ -295,6 +298,22 @@ def test_over_http_scores_and_gradients_are_those_of_this_process_bit_for_bit(se
     scores, gradient = prepared.submit(images, PROMPTS).result()
     assert torch.equal(scores, expected)
     assert torch.equal(gradient, expected_gradient)
+
+
+@pytest.mark.ray
+def test_the_trainer_outside_the_cluster_of_the_readme_climbs_the_reward(served, monkeypatch):
+    url, one = served
+    monkeypatch.setenv(wire.TOKEN_VARIABLE, TOKEN)
+    example = (ROOT / "reward_services" / "README.md").read_text().split("```python\n")[2].split("```")[0]
+    here = (
+        example.replace("http://127.0.0.1:8000", url)
+        .replace('"pickscore"', f'"{one.name}"')
+        .replace("64, 64", "48, 48")
+    )
+    names: dict[str, Any] = {}
+    exec(compile(here, "README.md", "exec"), names)
+    assert names["scores"][-1] > names["scores"][0]
+    assert names["scores"] == sorted(names["scores"])
 
 
 @pytest.mark.ray
