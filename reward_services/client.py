@@ -1,9 +1,11 @@
-"""Ways to a reward, behind one interface: a model in this process, or a service of this Ray cluster."""
+"""Ways to a reward, behind one interface: a model in this process, or a service of this Ray cluster.
 
-import time
+`http_client` has the third, a service outside the cluster.
+"""
+
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import ray
@@ -24,6 +26,7 @@ from reward_services.protocol import (
     RewardModel,
     RewardUnavailableError,
 )
+from reward_services.retry import Answer, LostRequest, RetriedReward, first_line
 
 __all__ = [
     "ImageStore",
@@ -38,9 +41,8 @@ __all__ = [
     "differentiable",
 ]
 
-# A request is a pure function of its arguments, so it may be sent again wherever Serve itself gives up.
+# Where Serve itself gives up.
 _TRANSIENT = (RayActorError, ObjectLostError, BackPressureError, DeploymentUnavailableError, TaskCancelledError)
-_FIRST_RETRY_S, _LONGEST_RETRY_S = 0.05, 1.0
 
 
 class InProcessClient:
@@ -113,75 +115,60 @@ class ServeClient:
         name: of the reward; its Serve application is `reward-<name>`.
         deadline_s: how long `result` waits and retries before it raises.
         store: shares one copy of the pictures with the clients of other rewards.
+        prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
 
     Raises:
         RewardUnavailableError: no such application is deployed.
     """
 
-    def __init__(self, name: str, deadline_s: float = 60.0, store: ImageStore | None = None):
+    def __init__(self, name: str, deadline_s: float = 60.0, store: ImageStore | None = None, *, prepared: bool = False):
         self.name = name
         self._deadline_s = deadline_s
         self._store = store or ImageStore()
+        self._prepared = prepared
         self._handle = _handle(name)
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
         reference = self._store.put(images)
-        prompts = list(prompts)
+        arguments = (reference, list(prompts), *((True,) if self._prepared else ()))
 
-        def send() -> _Response:
-            return self._handle.score_and_gradient.remote(reference, prompts)
+        def send() -> _ServeResponse:
+            return _ServeResponse(self.name, self._handle.score_and_gradient.remote(*arguments))
 
-        return _ServeReward(self.name, send, self._deadline_s, images.device)
+        return RetriedReward(self.name, send, self._deadline_s, images.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the service says of itself, see `RewardService.describe`.
+
+        Raises:
+            RewardUnavailableError: no answer before the deadline.
+        """
+        try:
+            return self._handle.describe.remote().result(timeout_s=self._deadline_s)
+        except (TimeoutError, *_TRANSIENT) as error:
+            reason = f"does not describe itself: {type(error).__name__}: {first_line(error)}"
+            raise RewardUnavailableError(self.name, reason) from error
 
 
-@runtime_checkable
-class _Response(Protocol):
-    """What is used of Serve's `DeploymentResponse`."""
+class _ServeResponse:
+    """One call of a handle."""
 
-    def result(self, *, timeout_s: float | None = None) -> Any: ...
-
-    def cancel(self) -> None: ...
-
-
-class _ServeReward:
-    """A request to a service, sent again when a replica dies or the queue is full."""
-
-    def __init__(self, name: str, send: Callable[[], _Response], deadline_s: float, device: torch.device):
+    def __init__(self, name: str, response: Any):
         self._name = name
-        self._send = send
-        self._deadline_s = deadline_s
-        self._device = device
-        self._response = send()
-        self._answer: tuple[Tensor, Tensor] | None = None
+        self._response = response
 
-    def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
-        if self._answer is None:
-            scores, gradient = (torch.from_numpy(np.array(part)) for part in self._wait())
-            self._answer = scores.to(self._device), gradient.to(self._device)
-        return self._answer
-
-    def _wait(self) -> tuple[np.ndarray, np.ndarray]:
-        deadline = time.monotonic() + self._deadline_s
-        pause_s, attempts, trouble = _FIRST_RETRY_S, 1, "no replica answered"
-        while (remaining_s := deadline - time.monotonic()) > 0:
-            try:
-                return self._response.result(timeout_s=remaining_s)
-            except TimeoutError:
-                self._response.cancel()
-                break
-            except _TRANSIENT as error:
-                trouble = f"the last one ended with {type(error).__name__}: {_first_line(error)}"
-            except RayTaskError as error:
-                raise _cause(self._name, error) from error
+    def result(self, timeout_s: float) -> Answer:
+        try:
+            return self._response.result(timeout_s=timeout_s)
+        except _TRANSIENT as error:
             _handle(self._name)  # raises at once if the whole application is gone
-            time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
-            pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
-            self._response = self._send()
-            attempts += 1
-        raise RewardUnavailableError(
-            self._name, f"no answer within {self._deadline_s:g} s after {attempts} attempts ({trouble})"
-        )
+            raise LostRequest(f"{type(error).__name__}: {first_line(error)}") from error
+        except RayTaskError as error:
+            raise _cause(self._name, error) from error
+
+    def cancel(self) -> None:
+        self._response.cancel()
 
 
 def _handle(name: str) -> Any:
@@ -199,8 +186,4 @@ def _cause(name: str, error: RayTaskError) -> RewardError:
     cause = error.cause
     if isinstance(cause, RewardError):
         return cause
-    return RewardFailedError(name, f"{type(cause).__name__}: {_first_line(cause)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return RewardFailedError(name, f"{type(cause).__name__}: {first_line(cause)}")

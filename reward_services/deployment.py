@@ -4,20 +4,36 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from ray import serve
 from ray.serve import Application
+from starlette.requests import Request
+from starlette.responses import Response
 
+from reward_services import self_test, wire
 from reward_services.batching import Batcher
 from reward_services.gradient import score_and_gradient
+from reward_services.ingress import HttpIngress
+from reward_services.metrics import ServiceMetrics
 from reward_services.models import load
-from reward_services.protocol import RewardError, RewardFailedError, check_request
+from reward_services.prepared import Preprocessed, on_inputs
+from reward_services.protocol import (
+    OVERSHOOT,
+    PIXEL_TOLERANCE,
+    InvalidRequestError,
+    RewardError,
+    RewardFailedError,
+    RewardModel,
+    check_request,
+)
 from reward_services.spec import RewardSpec
 
 logger = logging.getLogger("ray.serve")
+_HEALTH_CHECK_TIMEOUT_S = 30.0
 
 
 class RewardService:
@@ -31,71 +47,130 @@ class RewardService:
         self._spec = RewardSpec(**spec)
         torch.set_num_threads(max(1, round(self._spec.num_cpus)))
         self._model = load(self._spec)
-        self._batcher = Batcher(self._compute, self._spec.max_batch_images, self._spec.batch_wait_timeout_s)
-        self._check_model()
+        self._rule = self._model.preprocess if isinstance(self._model, Preprocessed) else None
+        self._on_inputs = on_inputs(self._model) if isinstance(self._model, Preprocessed) else self._model
+        self._metrics = ServiceMetrics(self._spec.name)
+        self._batcher = Batcher(
+            self._compute, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._metrics.passed
+        )
+        self._http = HttpIngress(
+            self._spec.name, self._spec.http, self._judge_asked, self._description, self._metrics.failed
+        )
+        self._test: asyncio.Task[None] | None = None
+        # A model that cannot judge its test picture is not served; this also warms up what is compiled at first use.
+        found = self._judge(self_test.picture(), [self_test.PROMPT])
+        self._test_score = self_test.check(self._spec, *found, found_before=None)
 
-    async def score_and_gradient(self, images: np.ndarray, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    async def __call__(self, request: Request) -> Response:
+        """Answer an HTTP request, where the application has a route."""
+        return await self._http.answer(request)
+
+    async def score_and_gradient(
+        self, images: np.ndarray, prompts: Sequence[str], prepared: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 scores [batch] and their gradients with respect to the pictures [batch, 3, height, width].
 
         Args:
             images: float32 RGB pictures in [0, 1], [batch, 3, height, width].
             prompts: one a picture.
+            prepared: whether the pictures are what `Preprocess.fitted` returned, by the rule that `describe` tells.
 
         Raises:
             InvalidRequestError: the request breaks the contract.
             RewardFailedError: the model raised.
         """
-        name = self._spec.name
-        await asyncio.to_thread(check_request, name, images, prompts)
         try:
-            return await self._batcher.submit(images, prompts)
-        except RewardError:
+            await asyncio.to_thread(self._check, images, prompts, prepared)
+            return await self._batcher.submit(images, prompts, self._compute_on_inputs if prepared else None)
+        except RewardError as error:
+            self._metrics.failed(error)
             raise
         except Exception as error:
-            logger.exception("reward %r failed on %s", name, images.shape)
-            raise RewardFailedError(name, f"{type(error).__name__}: {error}") from error
+            logger.exception("reward %r failed on %s", self._spec.name, images.shape)
+            self._metrics.failed(error)
+            raise RewardFailedError(self._spec.name, f"{type(error).__name__}: {error}") from error
 
     async def describe(self) -> dict[str, Any]:
-        """Return the spec that this replica serves."""
-        return self._spec.model_dump()
+        """Return `spec`, what this replica serves; `rule`, its `Preprocess` or None; `self_test_score`."""
+        return self._description()
 
     async def check_health(self) -> None:
-        """Answer Serve's probe; that the event loop is free to do so is the proof of health."""
+        """Judge the test picture again.
+
+        Raises:
+            RewardFailedError: the score is not what it was; Serve then replaces the replica.
+        """
+        test = self._test or asyncio.get_running_loop().create_task(self._test_again())
+        done, _ = await asyncio.wait({test}, timeout=_HEALTH_CHECK_TIMEOUT_S / 2)
+        # A replica that is busy with a long pass is not ill: what the test finds then counts at the next probe.
+        self._test = None if done else test
+        if done:
+            test.result()
+
+    async def _test_again(self) -> None:
+        found = await self._batcher.alone(self._judge, self_test.picture(), [self_test.PROMPT])
+        self_test.check(self._spec, *found, found_before=self._test_score)
+
+    async def _judge_asked(self, asked: wire.Request) -> tuple[np.ndarray, np.ndarray]:
+        return await self.score_and_gradient(asked.images, asked.prompts, asked.prepared)
+
+    def _description(self) -> dict[str, Any]:
+        rule = None if self._rule is None else asdict(self._rule)
+        return {"spec": self._spec.model_dump(), "rule": rule, "self_test_score": self._test_score}
+
+    def _check(self, images: np.ndarray, prompts: Sequence[str], prepared: bool) -> None:
+        check_request(self._spec.name, images, prompts, OVERSHOOT if prepared else PIXEL_TOLERANCE)
+        if not prepared:
+            return
+        if self._rule is None:
+            raise InvalidRequestError(self._spec.name, "does not tell its preprocessing: send the pictures themselves")
+        if images.shape[2:] != (self._rule.size, self._rule.size):
+            expected = f"[batch, 3, {self._rule.size}, {self._rule.size}]"
+            raise InvalidRequestError(self._spec.name, f"inputs has shape {images.shape}: send {expected}")
 
     def _compute(self, images: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if self._spec.simulated_latency_s:
-            time.sleep(self._spec.simulated_latency_s)
+        self._sleep()
         return self._judge(images, prompts)
 
-    def _judge(self, images: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _compute_on_inputs(self, images: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        self._sleep()
+        return self._judge(images, prompts, self._on_inputs)
+
+    def _sleep(self) -> None:
+        if self._spec.simulated_latency_s:
+            time.sleep(self._spec.simulated_latency_s)
+
+    def _judge(
+        self, images: np.ndarray, prompts: list[str], model: RewardModel | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         # Arrays from the object store are read-only and shared with other services: torch.tensor copies.
         batch = torch.tensor(images, device=self._spec.device)
-        scores, gradient = score_and_gradient(self._model, batch, prompts)
+        scores, gradient = score_and_gradient(model or self._model, batch, prompts)
         return scores.float().cpu().numpy(), gradient.float().cpu().numpy()
-
-    def _check_model(self) -> None:
-        """Refuse to serve a model that cannot judge a grey picture; also warms up what is compiled at first use."""
-        grey = np.full((1, 3, 64, 64), 0.5, dtype=np.float32)
-        scores, gradient = self._judge(grey, ["a grey picture"])
-        if not (np.isfinite(scores).all() and np.isfinite(gradient).all()):
-            raise RewardFailedError(
-                self._spec.name, f"checkpoint {self._spec.checkpoint!r} gives {scores} for a grey picture"
-            )
 
 
 def build(args: RewardSpec) -> Application:
     """Return the application of one reward, for `serve.run`, `serve deploy` and configs/serve alike."""
-    spec = RewardSpec(**args.model_dump(include=set(RewardSpec.model_fields)))
+    spec = RewardSpec(**{name: getattr(args, name) for name in RewardSpec.model_fields})
+    replicas: dict[str, Any] = {"num_replicas": spec.num_replicas}
+    if spec.max_replicas is not None:
+        replicas = {
+            "autoscaling_config": {
+                "min_replicas": spec.num_replicas,
+                "max_replicas": spec.max_replicas,
+                "target_ongoing_requests": spec.target_ongoing_requests,
+            }
+        }
     deployment = serve.deployment(
-        num_replicas=spec.num_replicas,
         # Enough in flight to fill one pass while another is computed, even if every request carries one picture.
         max_ongoing_requests=2 * spec.max_batch_images,
         max_queued_requests=spec.max_queued_requests,
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
-        health_check_period_s=5,
-        health_check_timeout_s=30,
+        health_check_period_s=spec.health_check_period_s,
+        health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         # A wrong checkpoint stays wrong: say so at once. Replicas that once ran are restarted for ever.
         max_constructor_retry_count=1,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=spec.drain_timeout_s,
+        **replicas,
     )
     return deployment(RewardService).bind(spec.model_dump())

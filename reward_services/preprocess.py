@@ -5,7 +5,7 @@
 straight through. `smooth` is the same geometry without rounding or clamping.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -40,16 +40,23 @@ class Preprocess:
 
     def __call__(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
         """Resize, fit and normalise RGB pictures in [0, 1]."""
-        exact = self.mode == "exact"
-        images = _to_grid(images) if exact else images
-        if self.fit == "pad":
-            images = _pad(_resize(images, longest_side_size(images, self.size), False), self.size)
-        else:
-            images = _resize(images, shortest_side_size(images, self.size), exact and self.grid == "uint8")
-            images = _crop(images, self.size, self.crop_offset)
+        images = self.fitted(images)
         mean = torch.tensor(CLIP_MEAN, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(CLIP_STD, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
         return (images - mean) / std
+
+    def fitted(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
+        """Return the pictures at the model's size, not yet normalised: all that needs the large picture."""
+        exact = self.mode == "exact"
+        images = _to_grid(images) if exact else images
+        if self.fit == "pad":
+            return _pad(_resize(images, longest_side_size(images, self.size), False), self.size)
+        images = _resize(images, shortest_side_size(images, self.size), exact and self.grid == "uint8")
+        return _crop(images, self.size, self.crop_offset)
+
+    def after_fitting(self) -> "Preprocess":
+        """Return the rule for what `fitted` returned: `after_fitting()(fitted(x))` is the whole rule, bit for bit."""
+        return replace(self, mode="smooth")  # at its own size, smooth only normalises
 
 
 def pickscore_preprocess(size: int, mode: PreprocessMode) -> Preprocess:

@@ -15,6 +15,9 @@ from torch import Tensor
 PIXEL_TOLERANCE = 1e-3
 """How far outside [0, 1] a pixel may lie: a quarter of an 8-bit step, for those who compute in half precision."""
 
+OVERSHOOT = 1.0
+"""How far outside [0, 1] a pixel of a prepared input may lie: bicubic interpolation that is not clamped overshoots."""
+
 
 class RewardError(RuntimeError):
     """A reward that could not be had."""
@@ -30,6 +33,18 @@ class RewardError(RuntimeError):
 
 class InvalidRequestError(RewardError, ValueError):
     """The request breaks the contract; sending it again is useless."""
+
+
+class MalformedRequestError(InvalidRequestError):
+    """The bytes that came over HTTP are no request."""
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """The request exceeds a limit of the service on bytes, pictures or their sides."""
+
+
+class UnauthorisedError(RewardError):
+    """The service wants a bearer token, and this was not it."""
 
 
 class RewardUnavailableError(RewardError):
@@ -71,13 +86,14 @@ class RewardClient(Protocol):
         ...
 
 
-def check_request(reward: str, images: object, prompts: object) -> None:
+def check_request(reward: str, images: object, prompts: object, tolerance: float = PIXEL_TOLERANCE) -> None:
     """Refuse a request that breaks the contract.
 
     Args:
         reward: name for the message.
         images: must be float32 RGB pictures, [batch, 3, height, width], in [0, 1].
         prompts: must be a list or tuple of as many strings, none blank.
+        tolerance: how far outside [0, 1] a pixel may lie.
 
     Raises:
         InvalidRequestError: saying what is wrong, and what was expected.
@@ -100,5 +116,5 @@ def check_request(reward: str, images: object, prompts: object) -> None:
     if blank:
         raise refuse(f"prompts[{blank[0]}] is empty: a reward judges a picture against its prompt")
     low, high = float(images.min()), float(images.max())
-    if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):  # also refuses NaN
+    if not (low >= -tolerance and high <= 1 + tolerance):  # also refuses NaN
         raise refuse(f"pixels lie in [{low}, {high}]: send finite values in [0, 1]")

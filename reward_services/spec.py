@@ -2,10 +2,30 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RewardKind = Literal["pickscore", "hps", "imagereward"]
 PreprocessMode = Literal["exact", "smooth"]
+
+
+class HttpSpec(BaseModel):
+    """Who may ask over HTTP, and how much at once. Nobody can where the application has no route."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    access: Literal["token", "loopback"] = Field(
+        default="token",
+        description="token: only who sends the bearer token of the service's environment variable "
+        "REWARD_SERVICES_TOKEN, nobody while that is not set; loopback: also anybody on the proxy's own machine.",
+    )
+    max_body_mib: float = Field(default=256.0, gt=0, description="Longest request.")
+    max_images: int = Field(default=256, ge=1, description="Most pictures of a request.")
+    max_side: int = Field(default=2048, ge=1, description="Largest height or width of a picture.")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Longest request in bytes."""
+        return int(self.max_body_mib * 2**20)
 
 
 class RewardSpec(BaseModel):
@@ -33,7 +53,13 @@ class RewardSpec(BaseModel):
         default="float32", description="Precision of the towers; the head that makes the score stays in float32."
     )
     device: str = Field(default="cpu", description="torch device of a replica: cpu or cuda.")
-    num_replicas: int = Field(default=1, ge=1)
+    num_replicas: int = Field(default=1, ge=1, description="Replicas; with max_replicas, the fewest.")
+    max_replicas: int | None = Field(
+        default=None, ge=1, description="Most replicas, started and stopped by load; null keeps num_replicas."
+    )
+    target_ongoing_requests: float = Field(
+        default=2.0, gt=0, description="Requests a replica is meant to hold; more start another, up to max_replicas."
+    )
     num_cpus: float = Field(
         default=1.0,
         ge=0,
@@ -55,11 +81,36 @@ class RewardSpec(BaseModel):
     deadline_s: float = Field(
         default=60.0, gt=0, description="A client gives up, with an error that names the reward, after this long."
     )
+    health_check_period_s: float = Field(
+        default=10.0, gt=0, description="How often a replica judges its test picture again, and answers Serve's probe."
+    )
+    self_test_score: float | None = Field(
+        default=None,
+        description="What the test picture must score; null takes what the replica found when it started, "
+        "which catches weights that break later but not wrong ones. `describe` tells it.",
+    )
+    self_test_tolerance: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Relative difference of the test picture's score that makes a replica unhealthy.",
+    )
+    drain_timeout_s: float = Field(
+        default=20.0, ge=0, description="How long a replica that is stopped may still answer the requests it has."
+    )
+    http: HttpSpec = Field(default=HttpSpec(), description="Access and limits of HTTP requests.")
     simulated_latency_s: float = Field(
         default=0.0, ge=0, description="Extra sleep of every forward pass; only for benchmarks of latency hiding."
     )
 
+    @model_validator(mode="after")
+    def _replicas(self) -> "RewardSpec":
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas = {self.max_replicas}: is below num_replicas = {self.num_replicas}; raise it"
+            )
+        return self
+
     @property
     def app_name(self) -> str:
-        """Name of the Serve application."""
+        """Name of the Serve application; over HTTP, its route."""
         return f"reward-{self.name}"

@@ -1,6 +1,7 @@
 """Environment of all tests, and the one Ray cluster that those marked `ray` share."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A local Ray cluster with Serve and without HTTP; CPUs are logical, so that tests run on any machine.
+def proxy() -> str:
+    """Where the cluster serves HTTP: a port of the loopback interface on which nobody listened before."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def cluster(proxy: str) -> Iterator[None]:
+    """A local Ray cluster with Serve, HTTP on a port of its own; CPUs are logical, so that tests run on any machine.
 
     No other fixture may shut Ray down, and none may join a cluster that a developer runs.
     """
@@ -32,7 +41,7 @@ def cluster() -> Iterator[None]:
     from ray import serve
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, object_store_memory=300 * 2**20)
-    serve.start(proxy_location="Disabled")
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": int(proxy.rpartition(":")[2])})
     yield
     serve.shutdown()
     ray.shutdown()

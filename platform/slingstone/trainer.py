@@ -20,7 +20,8 @@ from slingstone.objectives.denoising import denoising_loss
 from slingstone.objectives.diffusion import at_least_fp32, diffuse
 from slingstone.objectives.divergence import Divergence, ScoreNetworks, divergence_gradient
 from slingstone.objectives.finite import cleaned, kept_mean
-from slingstone.objectives.reward import Scored, decoder_vjp, weighted_reward
+from slingstone.objectives.reward import decoder_vjp
+from slingstone.panel import PendingReward, RewardPanel
 
 
 @runtime_checkable
@@ -40,24 +41,6 @@ class Engine(Protocol):
     def step(self) -> float:
         """Clip, update, zero the gradients, advance the learning rate; return the gradient norm before clipping."""
         ...
-
-
-@runtime_checkable
-class PendingReward(Protocol):
-    """A reward on its way."""
-
-    def result(self) -> Scored:
-        """Wait for and return (score, d score_i / d image_i), both fp32; raise if the reward failed."""
-        ...
-
-
-@dataclass(frozen=True)
-class RewardTerm:
-    """One reward model, its weight in the sum, and how to ask it without waiting."""
-
-    name: str
-    weight: float
-    submit: Callable[[Tensor, Sequence[str]], PendingReward]
 
 
 @dataclass(frozen=True)
@@ -104,7 +87,7 @@ class Trainer:
         family: what the engines were made of, and the frozen rest; the reference's weights are frozen here.
         generator: engine over `family.generator`.
         assistant: engine over `family.assistant`.
-        rewards: the terms of `r`; a weight of 0 measures a reward without training on it.
+        rewards: judges the pictures.
         prompts: endless batches of `settings.batch_size` prompts, different on each rank.
         settings: the numbers.
         rng: source of all randomness of this rank, on the device where the networks run.
@@ -116,7 +99,7 @@ class Trainer:
         family: ModelFamily,
         generator: Engine,
         assistant: Engine,
-        rewards: Sequence[RewardTerm],
+        rewards: RewardPanel,
         prompts: Iterator[Sequence[str]],
         settings: StepSettings,
         rng: torch.Generator,
@@ -130,7 +113,7 @@ class Trainer:
         self.family = family
         self.generator = generator
         self.assistant = assistant
-        self.rewards = tuple(rewards)
+        self.rewards = rewards
         self.prompts = prompts
         self.settings = settings
         self.rng = rng
@@ -161,14 +144,16 @@ class Trainer:
         return values | {"images": float(self.images), "seconds/step": time.perf_counter() - start}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return progress, randomness and the EMA; engines and prompts are saved by whoever made them."""
-        return {"images": self.images, "rng": self.rng.get_state(), "ema": self.ema.state_dict()}
+        """Return progress, randomness, EMA and the rewards' memory; whoever made engines and prompts saves them."""
+        own = {"images": self.images, "rng": self.rng.get_state()}
+        return own | {"ema": self.ema.state_dict(), "rewards": self.rewards.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.images = state["images"]
         self.rng.set_state(state["rng"].cpu())
         self.ema.load_state_dict(state["ema"])
+        self.rewards.load_state_dict(state.get("rewards", {}))
 
     def _update_assistant(self) -> dict[str, Tensor | float]:
         """Fit the assistant to the generator's present samples; the generator is used without gradient."""
@@ -235,11 +220,11 @@ class Trainer:
         self, x0: Float[Tensor, "batch channel height width"], prompts: Sequence[str]
     ) -> tuple[list[PendingReward], Callable[[Tensor], Tensor]]:
         """Send the decoded pictures to every reward, without waiting; return also the decoder's pull to `x0`."""
-        if not self.rewards:
+        if not self.rewards.terms:
             return [], torch.zeros_like
         mode = self.settings.divergence.gradient
         images, pull = decoder_vjp(self.family.decoder.decode, x0, self.settings.decode_chunk, mode)
-        return [term.submit(images, prompts) for term in self.rewards], pull
+        return self.rewards.submit(images, prompts), pull
 
     def _reward(
         self,
@@ -250,18 +235,11 @@ class Trainer:
     ) -> tuple[Float[Tensor, "batch channel height width"], Bool[Tensor, " batch"], dict[str, Tensor | float]]:
         """Await the rewards; return d r_i / d x0_i, the samples still kept, and metrics."""
         start = time.perf_counter()
-        scored = [reward.result() for reward in pending]
-        metrics: dict[str, Tensor | float] = {"seconds/reward_wait": time.perf_counter() - start}
-        for term, (score, _) in zip(self.rewards, scored, strict=True):
-            score = score.to(x0.device)
-            metrics[f"reward/{term.name}"] = kept_mean(score, finite & score.isfinite())
-        # A term of weight 0 is left out rather than multiplied: it only measures, and must not drop a sample.
-        active = [(term.weight, found) for term, found in zip(self.rewards, scored, strict=True) if term.weight]
-        if not active or not self.settings.reward_weight:
+        judged = self.rewards.collect(pending, finite)
+        metrics = judged.metrics | {"seconds/reward_wait": time.perf_counter() - start}
+        if judged.gradient is None or not self.settings.reward_weight:
             return torch.zeros_like(x0), finite, metrics
-        score, gradient = weighted_reward([weight for weight, _ in active], [found for _, found in active])
-        gradient, unbroken = cleaned(gradient.to(x0.device))
-        return pull(gradient), finite & unbroken & score.to(x0.device).isfinite(), metrics
+        return pull(judged.gradient), finite & judged.finite, metrics
 
     def _noise(self) -> Float[Tensor, "batch channel height width"]:
         """Draw standard normal latents of one batch."""

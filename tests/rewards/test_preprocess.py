@@ -12,6 +12,7 @@ from reward_services.preprocess import (
     pickscore_preprocess,
     square_side,
 )
+from reward_services.protocol import OVERSHOOT
 
 RULES = (pickscore_preprocess, hps_preprocess, imagereward_preprocess)
 # Portrait and landscape; odd and even excess; shrinking and enlarging.
@@ -134,6 +135,25 @@ def test_each_picture_is_preprocessed_alone(rule):
     together = rule(24, "exact")(images)
     alone = torch.cat([rule(24, "exact")(image[None]) for image in images])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", ["exact", "smooth"])
+@pytest.mark.parametrize("shape", [*SHAPES, (24, 24)])
+def test_fitting_here_and_normalising_there_is_the_whole_rule_bit_for_bit(rule, mode, shape):
+    cotangent = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    whole, images = rule(24, mode), (_picture(*shape) * 1.01 - 0.003).requires_grad_(True)  # off the 8-bit grid
+    (expected,) = torch.autograd.grad((whole(images) * cotangent).sum(), images)
+
+    fitted = whole.fitted(images)
+    inputs = fitted.detach().requires_grad_(True)
+    pixels = whole.after_fitting()(inputs)
+    assert torch.equal(pixels, whole(images))
+    assert fitted.detach().min() >= -OVERSHOOT
+    assert fitted.detach().max() <= 1 + OVERSHOOT
+    (sent_back,) = torch.autograd.grad((pixels * cotangent).sum(), inputs)
+    (gradient,) = torch.autograd.grad(fitted, images, sent_back)
+    assert torch.equal(gradient, expected)
 
 
 def test_a_size_that_is_no_square_is_refused():

@@ -85,6 +85,13 @@ def test_a_spec_names_its_application():
         {"batch_wait_timeout_s": -1},
         {"deadline_s": 0},
         {"deadline_s": float("inf")},
+        {"health_check_period_s": 0},
+        {"self_test_tolerance": 0},
+        {"drain_timeout_s": -1},
+        {"target_ongoing_requests": 0},
+        {"max_replicas": 0},
+        {"http": {"access": "everybody"}},
+        {"http": {"max_body_mib": 0}},
         {"simulated_latency_s": -0.1},
         {"unknown": 1},
     ],
@@ -95,6 +102,11 @@ def test_a_spec_refuses_values_that_cannot_be_served(change: dict):
     RewardSpec(**good)
     with pytest.raises(pydantic.ValidationError, match=next(iter(change))):
         RewardSpec(**{**good, **change})
+
+
+def test_a_spec_refuses_fewer_replicas_at_most_than_at_least():
+    with pytest.raises(pydantic.ValidationError, match="max_replicas = 2: is below num_replicas = 3; raise it"):
+        RewardSpec(name="hps", model="hps", checkpoint="x", num_replicas=3, max_replicas=2)
 
 
 def _modules_after(statement: str) -> set[str]:
@@ -111,6 +123,11 @@ def test_a_spec_imports_neither_torch_nor_ray():
 def test_client_and_protocol_import_no_model():
     loaded = _modules_after("import reward_services.client, reward_services.protocol")
     assert loaded.isdisjoint({"transformers", "reward_services.models", "reward_services.deployment", "slingstone"})
+
+
+def test_a_client_outside_the_cluster_needs_no_ray():
+    loaded = _modules_after("import reward_services.http_client, reward_services.prepared")
+    assert loaded.isdisjoint({"ray", "transformers", "reward_services.models", "slingstone"})
 
 
 def test_a_reward_imports_only_what_it_needs():

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from ray import serve
+from ray.serve.config import ProxyLocation
 from ray.serve.schema import ServeDeploySchema
 from torch import Tensor
 
@@ -130,7 +131,7 @@ def test_bad_requests_are_typed_errors_and_the_replica_lives_on(three: None, ima
 
 @pytest.mark.ray
 def test_a_spec_with_a_weight_is_served_without_it(three: None):
-    described = serve.get_app_handle("reward-hps").describe.remote().result(timeout_s=30)
+    described = serve.get_app_handle("reward-hps").describe.remote().result(timeout_s=30)["spec"]
     assert set(described) == set(RewardSpec.model_fields)
     assert described["model"] == "hps"
 
@@ -210,15 +211,21 @@ def test_a_checkpoint_that_cannot_be_served_fails_the_deployment(cluster: None, 
         serve.delete(broken.app_name)
 
 
-def test_the_yaml_deploys_the_three_rewards_through_build():
-    schema = ServeDeploySchema(**yaml.safe_load((ROOT / "configs" / "serve" / "rewards.yaml").read_text()))
+@pytest.mark.parametrize("config", ["rewards.yaml", "rewards_http.yaml"])
+def test_each_yaml_deploys_the_three_rewards_through_build(config: str):
+    schema = ServeDeploySchema(**yaml.safe_load((ROOT / "configs" / "serve" / config).read_text()))
+    over_http = config == "rewards_http.yaml"
+    assert (schema.proxy_location, schema.http_options.host) == (
+        (ProxyLocation.HeadOnly, "127.0.0.1") if over_http else (ProxyLocation.Disabled, "0.0.0.0")
+    )
     assert [application.name for application in schema.applications] == [f"reward-{kind}" for kind in KINDS]
     for application in schema.applications:
-        assert application.route_prefix is None
+        assert application.route_prefix == (f"/{application.name}" if over_http else None)
         module, _, attribute = application.import_path.partition(":")
         assert (module, attribute) == (build.__module__, build.__name__)
-        assert RewardSpec(**application.args).app_name == application.name
-        assert build(RewardSpec(**application.args))._bound_deployment.name == RewardService.__name__
+        spec = RewardSpec(**application.args)
+        assert (spec.app_name, spec.http.access) == (application.name, "token")
+        assert build(spec)._bound_deployment.name == RewardService.__name__
 
 
 def test_build_reserves_what_the_spec_says(spec: Spec):

@@ -33,7 +33,8 @@ def exported(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(micro, tmp_path):
-    run = micro("runtime.num_workers=2", "runtime.zero_stage=2")
+    combined = ("rewards.on_failure=drop", "rewards.services.pickscore.preprocess_at=client")
+    run = micro("runtime.num_workers=2", "runtime.zero_stage=2", *combined)
     said: list[str] = []
     summary = launch.align(run, said.append)
     directory = tmp_path / "align" / "micro"
@@ -63,6 +64,7 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     assert [step for step, _ in history(found.info.run_id, uri, "reward/pickscore")] == [16, 24, 32], (
         "not in the warm-up"
     )
+    assert history(found.info.run_id, uri, "dropped/pickscore")[-1] == (32, 0.0)
     assert "reward/hps" not in found.data.metrics, "a held-out reward is not asked for in training"
 
     artifacts = Path(found.info.artifact_uri.removeprefix("file://"))
@@ -79,9 +81,11 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
 
 
 def test_an_interrupted_run_ends_bit_by_bit_like_one_that_was_not(micro, tmp_path):
-    whole = launch.align(micro(*ALONE, "name=whole"), print)
-    half = launch.align(micro(*ALONE, "name=parts", "training.num_images=16"), print)
-    parts = launch.align(micro(*ALONE, "name=parts"), print)
+    # with a reward whose scale depends on all that came before
+    alone = (*ALONE, "rewards.services.pickscore.normalisation={kind: running, half_life_images: 16}")
+    whole = launch.align(micro(*alone, "name=whole"), print)
+    half = launch.align(micro(*alone, "name=parts", "training.num_images=16"), print)
+    parts = launch.align(micro(*alone, "name=parts"), print)
 
     assert half["mlflow_run_id"] == parts["mlflow_run_id"], "one run in MLflow, too"
     for metric in ("loss/assistant", "loss/divergence", "reward/pickscore", "grad_norm/generator"):
@@ -94,10 +98,10 @@ def test_an_interrupted_run_ends_bit_by_bit_like_one_that_was_not(micro, tmp_pat
         assert whole[label]["rewards"] == parts[label]["rewards"]
 
     said: list[str] = []
-    assert launch.align(micro(*ALONE, "name=parts"), said.append) == parts
+    assert launch.align(micro(*alone, "name=parts"), said.append) == parts
     assert "is complete" in said[0]
     with pytest.raises(ValueError, match=r"differs in objective.reward_weight \(10.0 -> 3.0\)"):
-        launch.align(micro(*ALONE, "name=parts", "objective.reward_weight=3"), print)
+        launch.align(micro(*alone, "name=parts", "objective.reward_weight=3"), print)
 
 
 def test_a_run_that_fails_says_why_in_a_line_and_keeps_the_traceback(micro, micro_checkpoints, tmp_path):

@@ -115,6 +115,12 @@ def test_a_section_without_its_kind_is_told_so():
         (["rewards.services.hps.name=pickscore"], "rewards.services = 'pickscore': is the name of two services"),
         (["training.warmup_images=99999"], "training.warmup_images = 99999: leaves nothing to train the generator"),
         (["runtime.precision=bf16", "runtime.zero_stage=0"], "runtime.precision = 'bf16': would accumulate gradients"),
+        (["rewards.backend=http", "rewards.lifecycle=external"], "rewards.url = None: is needed by backend: http"),
+        (["rewards.url=http://host:8000"], "rewards.url = 'http://host:8000': is not used by backend: serve"),
+        (
+            ["rewards.backend=http", "rewards.url=https://host/way"],
+            "rewards.lifecycle = 'managed': cannot deploy what is reached over HTTP; set it to external",
+        ),
         (["runtime.engine=torch", "runtime.offload=cpu"], "runtime.offload = 'cpu': needs sharded optimizer states"),
     ],
 )
@@ -124,6 +130,20 @@ def test_values_that_contradict_each_other_are_refused(overrides, fragment):
 
 def test_no_rewards_are_fine_when_their_weight_is_zero():
     assert load(SCENES, ["rewards.services=[]", "objective.reward_weight=0"]).rewards.services == ()
+
+
+@pytest.mark.parametrize("url", ["host:8000", "ftp://host", "http://", "http://host/?a=b", "http://host /"])
+def test_a_url_that_names_no_http_proxy_is_refused(url):
+    assert "rewards.url = " in message(
+        SCENES, "rewards.backend=http", "rewards.lifecycle=external", f"rewards.url={url!r}"
+    )
+
+
+def test_a_normalisation_is_of_a_known_kind_with_a_scale_above_zero():
+    at = "rewards.services.hps.normalisation"
+    assert f"{at}.kind = 'median': choose one of fixed, running" in message(SCENES, f"{at}={{kind: median}}")
+    assert f"{at}.std: is missing" in message(SCENES, f"{at}={{kind: fixed}}")
+    assert f"{at}.std = 0" in message(SCENES, f"{at}={{kind: fixed, std: 0}}")
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from slingstone.networks.gaussian import GaussianMixture, LinearGenerator
 from slingstone.networks.protocol import Condition, ModelFamily
 from slingstone.objectives.diffusion import NoiseSchedule
-from slingstone.trainer import PendingReward, RewardTerm, StepSettings, Timesteps, Trainer
+from slingstone.panel import PendingReward, RewardPanel, RewardTerm, Tolerance
+from slingstone.trainer import StepSettings, Timesteps, Trainer
 
 LEVELS = 6
 
@@ -93,6 +94,7 @@ class World:
     generator: LinearGenerator
     schedule: NoiseSchedule
     rewards: list[RewardTerm] = field(default_factory=list)
+    tolerance: Tolerance = field(default_factory=Tolerance)
     decoder: Any = field(default_factory=Identity)
     text_encoder: Any = field(default_factory=NoText)
     engine: Callable[..., TorchEngine] = TorchEngine
@@ -115,7 +117,7 @@ class World:
             family,
             self.engine(self.generator, self.generator_lr, self.decay),
             self.engine(self.assistant, self.assistant_lr, self.decay),
-            self.rewards,
+            RewardPanel(self.rewards, self.tolerance),
             itertools.repeat(["a"] * self.settings.batch_size),
             self.settings,
             torch.Generator().manual_seed(self.seed),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slingstone.objectives.divergence import Divergence, Guidance, IntegralKL
-from slingstone.trainer import PendingReward, RewardTerm, Timesteps
+from slingstone.panel import PendingReward, RewardTerm
+from slingstone.trainer import Timesteps
 
 SLOPE = torch.tensor([1.0, 2.0, 3.0])
 

@@ -1,7 +1,8 @@
 """A run as one frozen pydantic tree. Imports neither torch nor ray, so that a mistake shows in half a second."""
 
-from slingstone.config.experiment import Experiment, RewardEntry, Rewards
+from slingstone.config.experiment import Experiment
 from slingstone.config.loading import ConfigError, flatten, load, to_yaml
+from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.tree import (
     KL,
     Data,
@@ -26,6 +27,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "Experiment",
+    "FixedScale",
     "Guidance",
     "Models",
     "Objective",
@@ -34,6 +36,7 @@ __all__ = [
     "ReferenceSampling",
     "RewardEntry",
     "Rewards",
+    "RunningScale",
     "Runtime",
     "Section",
     "SquaredL2",

@@ -1,12 +1,12 @@
 """The root of the tree, and the mistakes that only show between its sections."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from reward_services.spec import RewardSpec
+from slingstone.config.rewards import Rewards
 from slingstone.config.tree import (
     Data,
     Evaluation,
@@ -19,29 +19,6 @@ from slingstone.config.tree import (
     Tracking,
     Training,
 )
-
-
-class RewardEntry(RewardSpec):
-    """A reward service and its weight in this run."""
-
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Weight in the sum of rewards; 0 holds the reward out: evaluated, never trained on."""
-
-    @property
-    def spec(self) -> RewardSpec:
-        """The service alone, as it is deployed."""
-        return RewardSpec(**{name: getattr(self, name) for name in RewardSpec.model_fields})
-
-
-class Rewards(Section):
-    """Which rewards judge the pictures, and who runs them."""
-
-    lifecycle: Literal["managed", "external"] = "managed"
-    """`managed` deploys the services and deletes them at the end; `external` expects them to run already."""
-    backend: Literal["serve", "in_process"] = "serve"
-    """`in_process` loads the rewards into each trainer worker: no service and no overlap; for small models."""
-    services: tuple[RewardEntry, ...] = ()
-    """The rewards. Overrides reach one by its name: `rewards.services.pickscore.weight=2`."""
 
 
 class Experiment(Section):
@@ -102,6 +79,7 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
         low, high = getattr(run.objective, side).low, getattr(run.objective, side).high
         if low > high:
             yield Contradiction(f"objective.{side}.low", low, f"is above high = {high}; swap them")
+    yield from _reward_contradictions(run.rewards)
     names = [entry.name for entry in run.rewards.services]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Contradiction("rewards.services", name, "is the name of two services; rename one")
@@ -116,4 +94,17 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
         remedy = "set zero_stage 1, 2 or 3, or engine: torch"
         yield Contradiction(
             "runtime.precision", "bf16", f"would accumulate gradients in bf16 at zero_stage 0; {remedy}"
+        )
+
+
+def _reward_contradictions(rewards: Rewards) -> Iterator[Contradiction]:
+    """Yield what is wrong between the keys of the rewards."""
+    if rewards.backend == "http" and rewards.url is None:
+        yield Contradiction("rewards.url", None, "is needed by backend: http; give the proxy's, http://host:8000")
+    if rewards.backend != "http" and rewards.url is not None:
+        remedy = "set backend: http, or leave the url out"
+        yield Contradiction("rewards.url", rewards.url, f"is not used by backend: {rewards.backend}; {remedy}")
+    if rewards.backend == "http" and rewards.lifecycle == "managed":
+        yield Contradiction(
+            "rewards.lifecycle", "managed", "cannot deploy what is reached over HTTP; set it to external"
         )

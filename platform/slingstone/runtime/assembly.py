@@ -1,14 +1,12 @@
 """From a configuration to the objects of one rank: networks, engines, rewards, trainer, measurement."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from reward_services.client import RewardClient
 from slingstone.config import KL, Experiment, Objective, PseudoHuber
 from slingstone.data import PromptSampler
 from slingstone.networks.latent_diffusion import load
@@ -18,8 +16,8 @@ from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.checkpoint import State
 from slingstone.runtime.engine import build_engine
 from slingstone.runtime.measure import Measure
-from slingstone.runtime.rewards import clients
-from slingstone.trainer import RewardTerm, StepSettings, Timesteps, Trainer
+from slingstone.runtime.rewards import clients, panel
+from slingstone.trainer import StepSettings, Timesteps, Trainer
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
         family=family,
         generator=generator,
         assistant=assistant,
-        rewards=_terms(run, asked),
+        rewards=panel(run, asked),
         prompts=prompts,
         settings=step_settings(run, world),
         rng=torch.Generator(device).manual_seed(run.seed * 65537 + rank),
@@ -103,14 +101,3 @@ def _distance(objective: Objective) -> divergence.Distance:
     if isinstance(objective.distance, PseudoHuber):
         return divergence.PseudoHuber(objective.distance.constant, objective.distance.per)
     return divergence.IntegralKL() if isinstance(objective.distance, KL) else divergence.SquaredL2()
-
-
-def _terms(run: Experiment, asked: Mapping[str, RewardClient]) -> list[RewardTerm]:
-    """Return the rewards that are trained on; held-out ones are only asked by evaluations."""
-    if run.objective.reward_weight == 0:
-        return []
-    return [
-        RewardTerm(entry.name, entry.weight, asked[entry.name].submit)
-        for entry in run.rewards.services
-        if entry.weight > 0
-    ]

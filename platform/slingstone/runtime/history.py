@@ -16,6 +16,9 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "runtime.threads_per_worker",
     "rewards.lifecycle",
+    "rewards.url",
+    "rewards.on_failure",
+    "rewards.drops_in_a_row",
     "tracking.",
 )
 """Keys, or beginnings of keys, that do not change what a continued run computes."""

@@ -5,13 +5,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from ray import serve
 from ray.serve.schema import ApplicationStatus
+from torch import Tensor
 
 from reward_services import models
 from reward_services.client import ImageStore, InProcessClient, RewardClient, ServeClient
 from reward_services.deployment import build
-from slingstone.config import RewardEntry, Rewards
+from reward_services.http_client import HttpClient
+from reward_services.prepared import PreparingClient
+from reward_services.preprocess import Preprocess
+from reward_services.protocol import RewardError, RewardFailedError, RewardUnavailableError
+from slingstone.config import Experiment, FixedScale, RewardEntry, Rewards, RunningScale
+from slingstone.panel import RewardPanel, RewardTerm, Scale, Tolerance
+from slingstone.panel import RunningScale as Running
 
 
 @contextmanager
@@ -48,6 +56,9 @@ def check(rewards: Rewards) -> None:
     Raises:
         ValueError: naming each.
     """
+    if rewards.backend == "http":
+        _check_http(rewards)
+        return
     applications = serve.status().applications
     absent = []
     for entry in rewards.services:
@@ -66,12 +77,74 @@ def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient
     store = ImageStore()
 
     def client(entry: RewardEntry) -> RewardClient:
-        if rewards.backend == "serve":
-            return ServeClient(entry.name, entry.deadline_s, store)
-        local = entry.spec.model_copy(update={"device": str(device)})
-        return InProcessClient(models.load(local), entry.name)
+        if rewards.backend == "in_process":
+            local = entry.spec.model_copy(update={"device": str(device)})
+            return InProcessClient(models.load(local), entry.name)
+        plain = _remote(rewards, entry, store)
+        if entry.preprocess_at == "service":
+            return plain
+        return PreparingClient(_remote(rewards, entry, store, prepared=True), _rule(entry.name, plain))
 
     return {entry.name: client(entry) for entry in rewards.services}
+
+
+def panel(run: Experiment, asked: Mapping[str, RewardClient]) -> RewardPanel:
+    """Return the rewards that are trained on; held-out ones are only asked by evaluations."""
+    trained_on = [entry for entry in run.rewards.services if entry.weight > 0 and run.objective.reward_weight > 0]
+    terms = [RewardTerm(entry.name, entry.weight, asked[entry.name].submit, _scale(entry)) for entry in trained_on]
+    # A request that is refused would be refused again: it is a mistake, and no outage.
+    errors = (RewardUnavailableError, RewardFailedError) if run.rewards.on_failure == "drop" else ()
+    return RewardPanel(terms, Tolerance(errors, run.rewards.drops_in_a_row), _sum_over_ranks)
+
+
+def _sum_over_ranks(tensor: Tensor) -> Tensor:
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _scale(entry: RewardEntry) -> Scale | Running:
+    if isinstance(entry.normalisation, FixedScale):
+        return Scale(entry.normalisation.mean, entry.normalisation.std)
+    if isinstance(entry.normalisation, RunningScale):
+        return Running(entry.normalisation.half_life_images)
+    return Scale()
+
+
+def _remote(
+    rewards: Rewards, entry: RewardEntry, store: ImageStore, prepared: bool = False
+) -> ServeClient | HttpClient:
+    if rewards.backend == "http":
+        assert rewards.url is not None
+        return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared)
+    # Prepared inputs are each reward's own, so there is no copy to share.
+    return ServeClient(entry.name, entry.deadline_s, ImageStore() if prepared else store, prepared=prepared)
+
+
+def _rule(name: str, client: ServeClient | HttpClient) -> Preprocess:
+    """Return a reward's preprocessing, as its service tells it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    rule = client.describe()["rule"]
+    if rule is None:
+        remedy = "set it to service"
+        raise ValueError(
+            f"rewards.services.{name}.preprocess_at = 'client': the service does not tell its rule; {remedy}"
+        )
+    return Preprocess(**rule)
+
+
+def _check_http(rewards: Rewards) -> None:
+    absent = []
+    for entry in rewards.services:
+        try:
+            _remote(rewards, entry, ImageStore()).describe()
+        except RewardError as error:
+            absent.append(str(error))
+    if absent:
+        raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
 
 
 def _reason(rewards: Rewards) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slingstone.config import Experiment
+from slingstone.panel import PendingReward, RewardPanel, RewardTerm
 from slingstone.prompts import read_prompts
 from slingstone.runtime.assembly import Parts, assemble
 from slingstone.runtime.assignment import Assignment
@@ -21,7 +22,6 @@ from slingstone.runtime.benchmark.plain import batches
 from slingstone.runtime.report import Reporter
 from slingstone.runtime.rewards import clients
 from slingstone.runtime.worker import mean_over_ranks
-from slingstone.trainer import PendingReward, RewardTerm
 
 
 def measure(assignment: Assignment, plan: Plan) -> dict[str, list[Block]]:
@@ -101,7 +101,7 @@ class _WatchedPending:
 
 def _arms(run: Experiment, parts: Parts, late: str, device: torch.device) -> dict[str, list[RewardTerm]]:
     """Return the rewards of each arm of the job; everything else of them is the same."""
-    served = list(parts.trainer.rewards)
+    served = list(parts.trainer.rewards.terms)
     inside = tuple(entry for entry in run.rewards.services if entry.weight > 0)
     local = clients(run.rewards.model_copy(update={"backend": "in_process", "services": inside}), device)
     return {
@@ -127,7 +127,7 @@ def _warm_up(run: Experiment, parts: Parts, arms: dict[str, list[RewardTerm]]) -
 def _block(parts: Parts, reporter: Reporter, terms: list[RewardTerm], steps: int) -> Block:
     """Take steps as the job takes them, its report of every step included."""
     trainer, watched = parts.trainer, _Watched(terms[0])
-    trainer.rewards = (replace(terms[0], submit=watched.submit), *terms[1:])
+    trainer.rewards = RewardPanel((replace(terms[0], submit=watched.submit), *terms[1:]))
     waited_s = 0.0
     start = time.perf_counter()
     for _ in range(steps):

@@ -1,0 +1,109 @@
+"""The way to a reward from outside its cluster. Needs no Ray."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import urllib3
+from jaxtyping import Float
+from torch import Tensor
+from urllib3.exceptions import HTTPError
+
+from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError
+from reward_services.retry import Answer, LostRequest, RetriedReward, first_line
+from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, Request, decode_answer, decode_error, encode_request
+
+_CONNECTIONS = 8
+
+
+class HttpClient:
+    """A reward service behind a Serve proxy.
+
+    Args:
+        url: of the proxy, such as `http://127.0.0.1:8000`; use https where others can listen, for the token's sake.
+        name: of the reward; its route is `/reward-<name>`.
+        deadline_s: how long `result` waits and retries before it raises.
+        token: bearer token; by default the environment's REWARD_SERVICES_TOKEN, if it is set.
+        prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
+    """
+
+    def __init__(
+        self, url: str, name: str, deadline_s: float = 60.0, token: str | None = None, *, prepared: bool = False
+    ):
+        self.name = name
+        self._url = f"{url.rstrip('/')}/reward-{name}"
+        self._deadline_s = deadline_s
+        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        self._headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+        self._prepared = prepared
+        # Neither redirects, which would carry the token elsewhere, nor retries, which are counted here. The deadline is
+        # `result`'s; threads that it left end a little later by themselves.
+        self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, retries=False, timeout=deadline_s + 1.0)
+        self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix=f"reward-{name}")
+
+    def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
+        """Send RGB pictures in [0, 1] and their prompts; does not wait."""
+        pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        request = Request(pixels, list(prompts), self._prepared)
+
+        def send() -> _HttpResponse:
+            return _HttpResponse(self._threads.submit(self._post, request))
+
+        return RetriedReward(self.name, send, self._deadline_s, images.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the service says of itself, see `RewardService.describe`.
+
+        Raises:
+            RewardUnavailableError: nobody answered.
+            UnauthorisedError: the service wants another token.
+        """
+        try:
+            return json.loads(self._exchange("GET"))
+        except LostRequest as error:
+            raise RewardUnavailableError(self.name, f"{self._url} does not answer: {error}") from error
+        except ValueError as error:
+            raise RewardUnavailableError(self.name, f"{self._url} answers with something else") from error
+
+    def _post(self, request: Request) -> Answer:
+        body = self._exchange("POST", encode_request(request))
+        return decode_answer(self.name, body, request.images.shape)
+
+    def _exchange(self, method: str, body: bytes | None = None) -> bytes:
+        """Return the body of a successful answer.
+
+        Raises:
+            RewardError: the service said what is wrong, or there is no such service.
+            LostRequest: nobody answered, or somebody in the service's place.
+        """
+        try:
+            response = self._pool.request(method, self._url, body=body, headers=self._headers)
+        except HTTPError as error:
+            raise LostRequest(f"{type(error).__name__}: {first_line(error)}") from error
+        if response.status == 200:
+            return response.data
+        said = decode_error(response.data)
+        if said is not None:
+            raise said
+        if response.status == 404:
+            raise RewardUnavailableError(self.name, f"nothing is served at {self._url}; deploy it with that route")
+        if 300 <= response.status < 500 and response.status not in (408, 429):
+            raise RewardFailedError(self.name, f"{self._url} answers with HTTP status {response.status}")
+        # 503 is a queue that is full, 500 without words a replica that died, 502 and 504 come from proxies.
+        raise LostRequest(f"HTTP status {response.status}")
+
+
+class _HttpResponse:
+    """One exchange, in a thread of its own."""
+
+    def __init__(self, future: "Future[Answer]"):
+        self._future = future
+
+    def result(self, timeout_s: float) -> Answer:
+        return self._future.result(timeout_s)
+
+    def cancel(self) -> None:
+        self._future.cancel()

@@ -1,0 +1,201 @@
+"""Requests and answers as bytes, for clients outside the cluster.
+
+A request is a safetensors file with one float32 tensor, `images` (RGB pictures in [0, 1], [batch, 3, height, width]) or
+`inputs` (the same after the reward's own `Preprocess.fit`), and the prompts as a JSON list in its metadata. An answer
+is one with the tensors `scores` [batch] and `gradient` (of the request's shape). An error is a JSON object.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from reward_services.protocol import (
+    InvalidRequestError,
+    MalformedRequestError,
+    RequestTooLargeError,
+    RewardError,
+    RewardFailedError,
+    RewardUnavailableError,
+    UnauthorisedError,
+)
+from reward_services.spec import HttpSpec
+
+MEDIA_TYPE = "application/x-safetensors"
+TOKEN_VARIABLE = "REWARD_SERVICES_TOKEN"
+"""Name of the environment variable that holds the bearer token, at the service and at its clients."""
+
+_MAX_HEADER_BYTES = 2**22
+_STATUS: dict[type[RewardError], int] = {
+    MalformedRequestError: 400,
+    RequestTooLargeError: 413,
+    InvalidRequestError: 422,
+    UnauthorisedError: 401,
+    RewardUnavailableError: 503,
+    RewardFailedError: 500,
+}
+_KINDS = {kind.__name__: kind for kind in _STATUS}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asks.
+
+    Attributes:
+        images: [batch, 3, height, width], float32, maybe read-only.
+        prompts: one a picture.
+        prepared: whether the pictures are inputs that the client has preprocessed.
+    """
+
+    images: np.ndarray
+    prompts: list[str]
+    prepared: bool = False
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the body of a request."""
+    name = "inputs" if request.prepared else "images"
+    return save({name: request.images}, metadata={"prompts": json.dumps(request.prompts)})
+
+
+def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
+    """Return the request that a body holds; whether it keeps the contract is for `check_request` to say.
+
+    Raises:
+        MalformedRequestError: it is no safetensors file, or does not hold what a request holds.
+        RequestTooLargeError: it exceeds a limit.
+        InvalidRequestError: its tensor is not float32.
+    """
+    if len(body) > limits.max_body_bytes:
+        raise too_large(reward, len(body), limits)
+    metadata, tensors = _parse(reward, body)
+    if set(tensors) not in ({"images"}, {"inputs"}):
+        found = ", ".join(sorted(tensors)) or "none"
+        raise MalformedRequestError(reward, f"the body holds the tensors {found}: send 'images' alone, or 'inputs'")
+    ((name, images),) = tensors.items()
+    shape = images.shape
+    if shape and shape[0] > limits.max_images:
+        raise RequestTooLargeError(reward, f"{shape[0]} pictures: send at most {limits.max_images} in a request")
+    if max(shape[2:], default=0) > limits.max_side:
+        raise RequestTooLargeError(reward, f"pictures of shape {shape[1:]}: sides are at most {limits.max_side}")
+    try:
+        prompts = json.loads(metadata["prompts"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise MalformedRequestError(
+            reward, "metadata 'prompts' is absent or no JSON: send a list of strings"
+        ) from error
+    if not isinstance(prompts, list):
+        raise MalformedRequestError(reward, "metadata 'prompts' is no JSON list: send a list of strings")
+    return Request(images, prompts, prepared=name == "inputs")
+
+
+def encode_answer(scores: np.ndarray, gradient: np.ndarray) -> bytes:
+    """Return the body of an answer."""
+    return save({"scores": scores, "gradient": gradient})
+
+
+def decode_answer(reward: str, body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and gradients of pictures of `shape`.
+
+    Raises:
+        RewardFailedError: the body is no answer to such a request.
+    """
+    try:
+        _, tensors = _parse(reward, body)
+    except InvalidRequestError as error:
+        raise RewardFailedError(reward, f"the answer cannot be read: {error.reason}") from error
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != {"scores": (shape[0],), "gradient": tuple(shape)}:
+        raise RewardFailedError(reward, f"the answer to pictures of shape {tuple(shape)} holds {found}")
+    return tensors["scores"], tensors["gradient"]
+
+
+def encode_error(error: RewardError) -> tuple[int, bytes]:
+    """Return the HTTP status and the body of an error."""
+    kind = type(error) if type(error) in _STATUS else RewardFailedError
+    body = {"error": kind.__name__, "reward": error.reward, "reason": error.reason}
+    return _STATUS[kind], json.dumps(body).encode()
+
+
+def decode_error(body: bytes) -> RewardError | None:
+    """Return the error that the service put into words; None if somebody on the way answered in its place."""
+    try:
+        found = json.loads(body)
+        return _KINDS[found["error"]](str(found["reward"]), str(found["reason"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def too_large(reward: str, num_bytes: int, limits: HttpSpec) -> RequestTooLargeError:
+    """Return the error of a body that is too long."""
+    remedy = f"send at most {limits.max_body_bytes}, as fewer pictures a request"
+    return RequestTooLargeError(reward, f"the body has {num_bytes} bytes: {remedy}")
+
+
+def _parse(reward: str, body: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Return metadata and tensors of a safetensors file whose tensors are all float32.
+
+    By hand, since the library shows the metadata of files only, and tells its errors apart by their text.
+    """
+    if len(body) < 8:
+        raise MalformedRequestError(reward, f"the body has {len(body)} bytes: send a safetensors file")
+    (length,) = struct.unpack_from("<Q", body)
+    if length > min(len(body) - 8, _MAX_HEADER_BYTES):
+        raise MalformedRequestError(
+            reward, f"the header claims {length} of the body's {len(body)} bytes: send a safetensors file"
+        )
+    try:
+        header = json.loads(body[8 : 8 + length].decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequestError(reward, "the header is no JSON: send a safetensors file") from error
+    if not isinstance(header, dict):
+        raise MalformedRequestError(reward, "the header is no JSON object: send a safetensors file")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedRequestError(reward, "the header's metadata are not strings: send a safetensors file")
+    data = memoryview(body)[8 + length :]
+    return metadata, _tensors(reward, header, data)
+
+
+def _tensors(reward: str, header: Mapping[str, Any], data: memoryview) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _start(item[1])):
+        described = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
+        if not described or not _sizes(entry["shape"], 1) or not _sizes(entry["data_offsets"], 0):
+            reason = "has a size of 0, or is not described as in a safetensors file"
+            raise MalformedRequestError(reward, f"tensor {name[:50]!r} {reason}")
+        if entry["dtype"] != "F32":
+            raise InvalidRequestError(reward, f"{name[:50]} has dtype {str(entry['dtype'])[:50]}: send float32 (F32)")
+        num_bytes = 4 * math.prod(entry["shape"])
+        if entry["data_offsets"] != [end, end + num_bytes] or end + num_bytes > len(data):
+            raise MalformedRequestError(
+                reward, f"tensor {name[:50]!r} does not lie where its shape puts it: the body is cut or overlaps"
+            )
+        flat = np.frombuffer(data[end : end + num_bytes], dtype="<f4")
+        # A header of any length is allowed, so the data may lie across float boundaries.
+        tensors[name] = (flat if flat.flags.aligned else flat.copy()).reshape(entry["shape"])
+        end += num_bytes
+    if end != len(data):
+        raise MalformedRequestError(reward, f"the body has {len(data) - end} bytes that belong to no tensor")
+    return tensors
+
+
+def _start(entry: Any) -> int:
+    """Return where a tensor begins, as far as the header can be believed."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return offsets[0] if offsets and _sizes(offsets, 0) else 0
+
+
+def _sizes(values: Any, low: int) -> bool:
+    """Return whether this is a short list of integers of at least `low`, none absurd."""
+    return (
+        isinstance(values, list)
+        and len(values) <= 8
+        and all(type(value) is int and low <= value < 2**40 for value in values)
+    )
