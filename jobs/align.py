@@ -23,7 +23,9 @@ def main() -> int:
     try:
         run = preflight.prepare(load(given.config, given.overrides))
         if given.dry_run:
-            print(to_yaml(run), end="")
+            from slingstone.runtime import memory  # which may import torch, for unknown networks
+
+            print(to_yaml(run) + memory.describe(run), end="", flush=True)
             return 0
         from slingstone.runtime import launch  # imports torch and ray, which take seconds
 

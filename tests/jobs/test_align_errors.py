@@ -52,7 +52,7 @@ def test_a_dry_run_prints_the_resolved_run_and_stops(config):
     printed = yaml.safe_load(done.stdout)
     assert (printed["seed"], printed["objective"]["guidance"]["scale"]) == (7, 3.0)
     assert not (config.parent / "outputs").exists()
-    assert seconds < 5
+    assert seconds < 60, "an architecture that is in no table is counted by torch"
 
 
 def test_a_relative_path_is_found_from_the_root_and_made_absolute(config):

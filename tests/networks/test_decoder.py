@@ -1,9 +1,11 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
-from slingstone.networks.decoder import VaeDecoder
+from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.protocol import ModelFamily
 from tests import tiny
 
@@ -46,3 +48,37 @@ def test_gradients_flow_to_the_latents_and_not_to_the_weights(family: ModelFamil
     # A few pixels cross the clamp within the step: 1 %.
     assert float(2 * (leaf.grad * direction).sum()) == pytest.approx(float(change.detach()), rel=1e-2)
     assert all(weight.grad is None for weight in double.parameters())
+
+
+def tiny_autoencoder(channels: int) -> AutoencoderTiny:
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    ones = {"num_encoder_blocks": (1,) * 4, "num_decoder_blocks": (1,) * 4}
+    return AutoencoderTiny(latent_channels=channels, **blocks, **ones)
+
+
+def test_rewards_may_see_pictures_of_a_tiny_autoencoder_in_bf16(family: ModelFamily, tmp_path: Path) -> None:
+    made = tiny_autoencoder(8)
+    made.save_pretrained(tmp_path / "tiny")
+    before = copy.deepcopy(family.decoder.vae.state_dict())
+    with torch.no_grad():
+        expected = (made.eval().decode(latents(2)).sample / 2 + 0.5).clamp(0, 1)
+    for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        decoder = reward_decoder(family.decoder, str(tmp_path / "tiny"), dtype, gradient_checkpointing=True)
+        leaf = latents(2).requires_grad_()
+        pictures = decoder.decode(leaf)
+        pictures.sum().backward()
+        assert (pictures.dtype, leaf.grad.dtype) == (torch.float32, torch.float32)
+        assert leaf.grad.abs().sum() > 0
+        torch.testing.assert_close(pictures.detach(), expected, rtol=0, atol=atol)
+    half = reward_decoder(family.decoder, None, torch.bfloat16)
+    assert half.vae.dtype == torch.bfloat16
+    assert all(torch.equal(weight, before[name]) for name, weight in family.decoder.vae.state_dict().items())
+    assert reward_decoder(family.decoder, None, torch.float32) is family.decoder
+
+
+def test_a_tiny_autoencoder_of_another_family_is_refused(family: ModelFamily, tmp_path: Path) -> None:
+    tiny_autoencoder(4).save_pretrained(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="latents of 4 channels, the reference's have 8"):
+        reward_decoder(family.decoder, str(tmp_path / "tiny"), torch.float32)
+    with pytest.raises(ValueError, match="cannot be read as an AutoencoderTiny"):
+        reward_decoder(family.decoder, str(tmp_path / "absent"), torch.float32)

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from slingstone.config import Optimizer, Runtime
-from slingstone.runtime.engine import ShardedEngine, build_engine
+from slingstone.ema import ExponentialMovingAverage
+from slingstone.runtime.engine import ShardedEngine, TorchEngine, build_engine
 
 GLOBAL_BATCH = 8
 ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
@@ -70,6 +72,12 @@ def run(rank: int, world: int, directory: str, runtimes: dict[str, Runtime]) -> 
     dist.destroy_process_group()
 
 
+def _optimizer(engine: Any) -> torch.optim.Optimizer:
+    """Return torch's optimizer inside an engine."""
+    inner = engine.optimizer if isinstance(engine, TorchEngine) else engine._engine.optimizer
+    return inner if isinstance(inner, torch.optim.Optimizer) else inner.optimizer
+
+
 def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
     generator, assistant = engines(runtime)
     losses = alternate(generator, assistant, range(3))
@@ -94,6 +102,14 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
         for (_, tensor), (_, old) in zip(generator.named_parameters(), kept, strict=True):
             tensor.copy_(old)
         after = generator.module(probe)
+    stepped = _optimizer(generator)
+    kept_by_optimizer = [tensor for values in stepped.state.values() for tensor in values.values()]
+    if runtime.engine == "deepspeed" and runtime.zero_stage == 3:
+        kept_by_optimizer += generator._engine.optimizer.fp32_partitioned_groups_flat
+    elif runtime.engine == "deepspeed" and runtime.zero_stage > 0:
+        kept_by_optimizer += [tensor for group in stepped.param_groups for tensor in group["params"]]
+    elif runtime.precision == "bf16":
+        kept_by_optimizer += generator.masters
     held = sum(tensor.numel() for _, tensor in generator.named_parameters())
     return {
         "losses": losses,
@@ -101,4 +117,9 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
         "weights": weights,
         "swap": [before, zeroed, after],
         "held": held,
+        "held_bytes": sum(tensor.nbytes for _, tensor in generator.named_parameters()),
+        "optimizer_bytes": sum(tensor.nbytes for tensor in kept_by_optimizer if tensor.ndim),
+        "average_bytes": sum(
+            tensor.nbytes for tensor in ExponentialMovingAverage(generator.named_parameters, 1.0).shadow.values()
+        ),
     }

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from slingstone.config import load
 from slingstone.objectives import divergence
-from slingstone.runtime.assembly import step_settings
+from slingstone.runtime.assembly import encode_ahead, held_out, load_family, step_settings
+from tests import tiny
 
 SCENES = Path(__file__).resolve().parents[2] / "configs" / "align" / "scenes.yaml"
 
@@ -40,3 +42,18 @@ def test_the_numbers_of_a_step_are_those_of_the_configuration():
     assert (found.batch_size, found.world_size) == (6, 2), "the trainer counts its own rank's images"
     assert (found.assistant_updates, found.warmup_images) == (5, 24)
     assert (found.ema_half_life_images, found.decode_chunk) == (77.0, 3)
+
+
+def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prompt_before_the_first_step(tmp_path):
+    directory = tiny.write_pipeline(tmp_path / "pipeline")
+    prompts = tiny.write_prompts(tmp_path / "prompts.txt")
+    overrides = [f"models.reference={directory}", f"models.generator={directory}", f"evaluation.prompts={prompts}"]
+    overrides += ["runtime.precision=bf16", "runtime.gradient_checkpointing=true", "evaluation.num_prompts=3"]
+    run = load(SCENES, [*overrides, "models.generator_timestep=625"])
+    family = load_family(run, torch.device("cpu"))
+    assert next(family.reference.parameters()).dtype == torch.bfloat16
+    for network in (family.generator, family.assistant, family.reference):
+        assert network.network.is_gradient_checkpointing
+    for rank in range(2):
+        encode_ahead(family, held_out(run), tmp_path / "embeddings", rank, world=2)
+    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 3 + 1, "three prompts and the empty one"

@@ -23,7 +23,8 @@ class Models(Section):
     reference: PathText
     """Frozen diffusion model, a diffusers pipeline directory or a hub id: what the generator is held close to."""
     generator: PathText
-    """One-step generator to align: a diffusers pipeline directory or a hub id, or a file with its UNet's state dict."""
+    """One-step generator to align: a diffusers pipeline directory or a hub id, or a file with its network's state dict,
+    here or on the hub (`owner/repository/file`)."""
     assistant: PathText | None = None
     """Where the assistant score network starts, in the same forms; null starts it from the reference."""
     generator_timestep: Timestep
@@ -34,6 +35,14 @@ class Models(Section):
     """`sigma / alpha` of a checkpoint made for one between timesteps (PixArt: 2.5); null is the schedule's."""
     decode_chunk: PositiveInt = 16
     """Latents decoded (and differentiated) at once; smaller saves memory, larger saves time."""
+    reward_decoder: PathText | None = None
+    """Small autoencoder (diffusers' AutoencoderTiny, a directory or a hub id) that decodes for the rewards in training:
+    far less memory, coarser reward gradients; null is the reference's own. Evaluations always use the latter."""
+    reward_decoder_precision: Literal["fp32", "bf16"] = "fp32"
+    """Type in which pictures are decoded for the rewards in training."""
+    keep_text_encoder: bool = True
+    """`false` encodes all prompts before the first step, keeps the embeddings under `<storage>/embeddings` for the next
+    run, and takes the text encoders off the accelerator."""
 
 
 class PseudoHuber(Section):
@@ -156,6 +165,8 @@ class Runtime(Section):
     """What DeepSpeed shards over workers: 1 optimizer states, 2 gradients too, 3 weights too."""
     offload: Literal["none", "cpu"] = "none"
     """Keeps the optimizer's states in host memory: slower, fits larger models on a GPU."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of networks and decoder in their backward pass: less memory, about a third slower."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of weights and activations; gradients accumulate and optimizers step in fp32 either way."""
 

@@ -1,7 +1,10 @@
 """The decoder half of a latent diffusion model's autoencoder."""
 
+import copy
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,11 +15,11 @@ class VaeDecoder(nn.Module):
     Differentiable in the latents; the weights are frozen.
 
     Args:
-        vae: the autoencoder.
+        vae: the autoencoder; a tiny one decodes the same latents coarsely, with a fraction of the memory.
         chunk: decode so many pictures at a time, to bound memory; None decodes the whole batch at once.
     """
 
-    def __init__(self, vae: AutoencoderKL, chunk: int | None = None):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, chunk: int | None = None):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.chunk = chunk
@@ -28,3 +31,38 @@ class VaeDecoder(nn.Module):
         parts = unscaled.to(self.vae.dtype).split(self.chunk or len(latents))
         pictures = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts]).float()
         return (pictures / 2 + 0.5).clamp(0, 1)
+
+
+def reward_decoder(
+    decoder: VaeDecoder, location: str | None, dtype: torch.dtype, gradient_checkpointing: bool = False
+) -> VaeDecoder:
+    """Return the decoder of pictures that only the rewards see.
+
+    Args:
+        decoder: of the family; shared if nothing else is asked for, and never converted.
+        location: an AutoencoderTiny's directory or hub id; None is the family's own.
+        dtype: in which it computes.
+        gradient_checkpointing: recompute a tiny decoder's activations in the backward pass.
+
+    Raises:
+        ValueError: if there is no such autoencoder, or its latents are others.
+    """
+    if location is None:
+        if dtype == decoder.vae.dtype:
+            return decoder
+        rounded: Any = nn.Module.to(copy.deepcopy(decoder.vae), dtype=dtype)
+        return VaeDecoder(rounded, decoder.chunk)
+    try:
+        vae: Any = AutoencoderTiny.from_pretrained(location)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"reward_decoder {location!r} cannot be read as an AutoencoderTiny: {reason}") from error
+    own, tiny = decoder.vae.config["latent_channels"], vae.config["latent_channels"]
+    if own != tiny:
+        raise ValueError(
+            f"reward_decoder {location!r} decodes latents of {tiny} channels, the reference's have {own}; "
+            "give the tiny autoencoder of the same family"
+        )
+    if gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    return VaeDecoder(vae.to(decoder.vae.device, dtype), decoder.chunk)

@@ -52,17 +52,31 @@ class StableDiffusion:
         solver: Solver = "ddim",
     ) -> tuple[Float[Tensor, "batch channel height width"], int]:
         """Run diffusers' own pipeline from `noise` to latents; see `Pipeline.sample`."""
-        pipeline = self._assemble(self.network, self.layout.process.solver(self.scheduler_config, solver))
+        silent = {name: None if isinstance(part, nn.Module) else part for name, part in self.prompting.items()}
+        # Without text encoders, which may lie on another device: stock pipelines ask them where and in what to compute.
+        alone = StableDiffusion(self.layout, self.vae, silent, self.network, self.scheduler_config)
+        pipeline = alone._assemble(self.network, self.layout.process.solver(self.scheduler_config, solver))
         pipeline.set_progress_bar_config(disable=True)
-        rows = 0
+        dtype, rows = self.network.dtype, 0
 
-        def count(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def enter(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
             nonlocal rows
-            rows += len(arguments[0] if arguments else named["hidden_states"])
+            first = arguments[0] if arguments else named["hidden_states"]
+            rows += len(first)
+            if arguments:
+                return (first.to(dtype), *arguments[1:]), named
+            return arguments, {**named, "hidden_states": first.to(dtype)}
+
+        def leave(_module: nn.Module, _arguments: Any, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # The solver's steps are in fp32, whatever the network's precision.
+            return tuple(output.to(noise.dtype) for output in outputs)
 
         names = self.layout.conditions
         factor = pipeline.vae_scale_factor
-        counting = self.network.register_forward_pre_hook(count, with_kwargs=True)
+        hooks = [
+            self.network.register_forward_pre_hook(enter, with_kwargs=True),
+            self.network.register_forward_hook(leave),
+        ]
         try:
             latents = pipeline(
                 **{argument: condition[name] for name, argument in names.items()},
@@ -77,7 +91,8 @@ class StableDiffusion:
                 return_dict=False,
             )[0]
         finally:
-            counting.remove()
+            for hook in hooks:
+                hook.remove()
         return latents, rows // len(noise)
 
     def save(self, generator: nn.Module, directory: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from slingstone.networks.embeddings import EmbeddingStore
 from slingstone.networks.protocol import Condition
 
 
@@ -28,12 +29,26 @@ class RememberingEncoder(nn.Module, ABC):
         super().__init__()
         self.cache_prompts = cache_prompts
         self._cache: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._store: EmbeddingStore | None = None
+        self._device: torch.device | None = None
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Return the condition of each prompt, without gradient, on the encoder's device."""
-        device = next(self.parameters()).device
+        device = self._device or next(self.parameters()).device
         rows = [self._encoding(prompt) for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+
+    def compute_into(self, store: EmbeddingStore, prompts: Sequence[str]) -> None:
+        """Encode those of `prompts` that the store lacks, and from now on read the store first."""
+        self._store = store
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in store:
+                store.write(prompt, self._computed(prompt))
+
+    def leave_device(self) -> None:
+        """Move the weights to host memory; conditions stay where they were, and an unknown prompt is encoded there."""
+        self._device = next(self.parameters()).device
+        self.cpu()
 
     @abstractmethod
     def null(self, batch: int) -> Condition:
@@ -47,13 +62,16 @@ class RememberingEncoder(nn.Module, ABC):
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
         else:
-            with torch.no_grad():
-                computed = self.compute(prompt)
-            # In host memory: thousands of encodings would crowd the accelerator.
-            self._cache[prompt] = {name: tensor.cpu() for name, tensor in computed.items()}
+            known = self._store is not None and prompt in self._store
+            self._cache[prompt] = self._store.read(prompt) if self._store and known else self._computed(prompt)
             if len(self._cache) > self.cache_prompts:
                 self._cache.popitem(last=False)
         return self._cache[prompt]
+
+    @torch.no_grad()
+    def _computed(self, prompt: str) -> dict[str, Tensor]:
+        # In host memory: thousands of encodings would crowd the accelerator.
+        return {name: tensor.cpu() for name, tensor in self.compute(prompt).items()}
 
 
 class ClipTextEncoder(RememberingEncoder):

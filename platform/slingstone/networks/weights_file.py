@@ -1,10 +1,12 @@
 """Networks from a single file of weights, as DMD2 publishes its UNets: a state dict without a configuration."""
 
 import copy
+import re
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,12 +44,11 @@ def network_like(network: Network, role: str, location: str) -> Network:
 
 
 def _read(role: str, location: str) -> dict[str, Tensor]:
-    if not Path(location).is_file():
-        raise ValueError(f"{role} {location!r}: no such file; download the weights, and give their path")
+    file = location if Path(location).is_file() else _downloaded(role, location)
     try:
         if location.endswith(".safetensors"):
-            return load_file(location)
-        weights = torch.load(location, map_location="cpu", weights_only=True)
+            return load_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
     # Of a damaged pickle, whatever its bytes happen to mean.
     except Exception as error:
         raise ValueError(f"{role} {location!r} cannot be read as weights: {' '.join(str(error).split())}") from error
@@ -57,3 +58,20 @@ def _read(role: str, location: str) -> dict[str, Tensor]:
             "save the UNet's state_dict() alone"
         )
     return weights
+
+
+def _downloaded(role: str, location: str) -> str:
+    """Return the path of a hub repository's file, in the hub's cache."""
+    owner, _, rest = location.partition("/")
+    name, _, file = rest.partition("/")
+    if not file or not re.fullmatch(r"[\w-][\w.-]*", owner):
+        raise ValueError(
+            f"{role} {location!r}: no such file; download the weights, and give their path, "
+            "or name a file of a hub repository as owner/repository/file"
+        )
+    try:
+        return hf_hub_download(f"{owner}/{name}", file)
+    # Its kinds are those of whatever transport the hub's client uses.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{role} {location!r} is no file here, and none on the hub: {reason}") from error

@@ -1,15 +1,21 @@
 """From a configuration to the objects of one rank: networks, engines, rewards, trainer, measurement."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from slingstone.config import KL, Experiment, Objective, PseudoHuber
 from slingstone.data import PromptSampler
+from slingstone.networks.decoder import VaeDecoder, reward_decoder
+from slingstone.networks.embeddings import EmbeddingStore, fingerprint
 from slingstone.networks.latent_diffusion import load
+from slingstone.networks.protocol import ImageDecoder, ModelFamily
+from slingstone.networks.text import RememberingEncoder
 from slingstone.objectives import divergence
 from slingstone.prompts import read_prompts
 from slingstone.runtime.assignment import Assignment
@@ -18,6 +24,8 @@ from slingstone.runtime.engine import build_engine
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.rewards import clients, panel
 from slingstone.trainer import StepSettings, Timesteps, Trainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,26 +49,18 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
     """Load and build everything on one rank; the engines' construction is a collective."""
     run = assignment.experiment
     torch.manual_seed(run.seed)
-    models = run.models
-    family = load(
-        models.reference,
-        models.generator,
-        models.assistant,
-        generator_timestep=models.generator_timestep,
-        generator_input=models.generator_input,
-        generator_noise_level=models.generator_noise_level,
-        decode_chunk=models.decode_chunk,
-        device=device,
-    )
+    family = load_family(run, device)
+    read = read_prompts(run.data.prompts, run.data.column)
+    if not run.models.keep_text_encoder:
+        encode_ahead(family, [*read, *held_out(run)], Path(run.storage) / "embeddings", rank, world)
     averaged = copy.deepcopy(family.generator).requires_grad_(False).eval()
     clip = run.training.max_grad_norm
     generator = build_engine(family.generator, run.training.generator_optimizer, run.runtime, clip)
     assistant = build_engine(family.assistant, run.training.assistant_optimizer, run.runtime, clip)
     asked = clients(run.rewards, device)
-    read = read_prompts(run.data.prompts, run.data.column)
     prompts = PromptSampler(read, run.training.batch_size, rank, world, run.seed)
     trainer = Trainer(
-        family=family,
+        family=replace(family, decoder=_reward_decoder(run, family)),
         generator=generator,
         assistant=assistant,
         rewards=panel(run, asked),
@@ -72,6 +72,47 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
     state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
     measure = Measure(run.evaluation, family, asked, Path(assignment.directory) / "evaluation", rank, world)
     return Parts(trainer, state, averaged, measure)
+
+
+def load_family(run: Experiment, device: torch.device) -> ModelFamily:
+    """Return the networks of a run, the reference in the precision in which the engines will run the others."""
+    models = run.models
+    family = load(
+        models.reference,
+        models.generator,
+        models.assistant,
+        generator_timestep=models.generator_timestep,
+        generator_input=models.generator_input,
+        generator_noise_level=models.generator_noise_level,
+        decode_chunk=models.decode_chunk,
+        gradient_checkpointing=run.runtime.gradient_checkpointing,
+        device=device,
+    )
+    # The divergence takes the small difference of assistant and reference: both must round alike.
+    family.reference.to(DTYPES[run.runtime.precision])
+    return family
+
+
+def held_out(run: Experiment) -> tuple[str, ...]:
+    """Return the prompts of the evaluations."""
+    return read_prompts(run.evaluation.prompts, run.evaluation.column)[: run.evaluation.num_prompts]
+
+
+def encode_ahead(family: ModelFamily, prompts: Sequence[str], directory: Path, rank: int, world: int) -> None:
+    """Have the ranks encode all prompts, each its share, and take the text encoders off the device; a collective."""
+    encoder = family.text_encoder
+    assert isinstance(encoder, RememberingEncoder)
+    store = EmbeddingStore(directory, fingerprint(encoder))
+    encoder.compute_into(store, ["", *prompts][rank::world])
+    if dist.is_initialized():
+        dist.barrier()
+    encoder.leave_device()
+
+
+def _reward_decoder(run: Experiment, family: ModelFamily) -> ImageDecoder:
+    assert isinstance(family.decoder, VaeDecoder)
+    dtype = DTYPES[run.models.reward_decoder_precision]
+    return reward_decoder(family.decoder, run.models.reward_decoder, dtype, run.runtime.gradient_checkpointing)
 
 
 def step_settings(run: Experiment, world: int) -> StepSettings:

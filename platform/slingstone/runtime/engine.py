@@ -140,12 +140,17 @@ class TorchEngine:
         self.schedule.last_epoch = state["schedule"]
 
 
-def deepspeed_config(runtime: Runtime, max_grad_norm: float) -> dict[str, Any]:
-    """Render DeepSpeed's dictionary; a fresh one each call, since DeepSpeed writes into it."""
+BUCKET = 500_000_000
+"""Most weights whose gradients are reduced together; DeepSpeed sets aside memory for so many."""
+
+
+def deepspeed_config(runtime: Runtime, max_grad_norm: float, weights: int = BUCKET) -> dict[str, Any]:
+    """Render DeepSpeed's dictionary for so many weights; a fresh one each call, since DeepSpeed writes into it."""
     clip_here = runtime.zero_stage > 0  # stage 0 reports no norm: DeepSpeedEngine clips there itself
     zero: dict[str, Any] = {
         "stage": runtime.zero_stage,
         "overlap_comm": runtime.use_gpu and runtime.zero_stage == 2,
+        "reduce_bucket_size": min(BUCKET, weights),
         "stage3_param_persistence_threshold": 0,  # a weight kept whole would miss what the EMA swaps in
         "stage3_gather_16bit_weights_on_model_save": False,
     }
@@ -181,7 +186,7 @@ class DeepSpeedEngine:
             model_parameters=weights,
             optimizer=built,
             lr_scheduler=schedule,
-            config=deepspeed_config(runtime, max_grad_norm),
+            config=deepspeed_config(runtime, max_grad_norm, sum(weight.numel() for weight in weights)),
         )
         self.module: nn.Module = self._engine.module
 

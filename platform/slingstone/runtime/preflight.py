@@ -7,7 +7,8 @@ from pathlib import Path
 from slingstone.config import Data, Evaluation, Experiment
 from slingstone.prompts import read_prompts
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/.+\.(safetensors|bin|pt|pth))?")
+"""A repository, or a file of weights in one."""
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -27,9 +28,8 @@ def prepare(run: Experiment) -> Experiment:
         mistakes.append(f"storage = {run.storage!r}: is no directory; give one that all nodes see")
     if mistakes:
         raise ValueError("\n".join(mistakes))
-    models = {
-        name: located(value) for name, value in run.models if name in ("reference", "generator", "assistant") and value
-    }
+    parts = ("reference", "generator", "assistant", "reward_decoder")
+    models = {name: located(value) for name, value in run.models if name in parts and value}
     services = tuple(
         entry.model_copy(update={"checkpoint": located(entry.checkpoint)}) for entry in run.rewards.services
     )
@@ -87,6 +87,8 @@ def _files(run: Experiment) -> Iterator[tuple[str, str, Check]]:
     yield "models.generator", run.models.generator, _pipeline
     if run.models.assistant is not None:
         yield "models.assistant", run.models.assistant, _pipeline
+    if run.models.reward_decoder is not None:
+        yield "models.reward_decoder", run.models.reward_decoder, _there
     if run.rewards.lifecycle == "managed" or run.rewards.backend == "in_process":
         for entry in run.rewards.services:
             yield f"rewards.services.{entry.name}.checkpoint", entry.checkpoint, _there

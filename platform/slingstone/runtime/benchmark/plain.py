@@ -21,12 +21,11 @@ from reward_services import models
 from slingstone.config import Experiment, Optimizer, load
 from slingstone.data import PromptSampler
 from slingstone.ema import ExponentialMovingAverage
-from slingstone.networks import latent_diffusion
 from slingstone.objectives.denoising import denoising_loss
 from slingstone.objectives.diffusion import diffuse
 from slingstone.objectives.divergence import ScoreNetworks, divergence_gradient
 from slingstone.prompts import read_prompts
-from slingstone.runtime.assembly import step_settings
+from slingstone.runtime.assembly import load_family, step_settings
 from slingstone.trainer import Timesteps
 
 
@@ -64,16 +63,7 @@ class PlainLoop:
         torch.set_num_threads(run.runtime.threads_per_worker)
         device = torch.device("cuda" if run.runtime.use_gpu else "cpu")
         self.settings = step_settings(run, world=1)
-        self.family = latent_diffusion.load(
-            run.models.reference,
-            run.models.generator,
-            run.models.assistant,
-            generator_timestep=run.models.generator_timestep,
-            generator_input=run.models.generator_input,
-            generator_noise_level=run.models.generator_noise_level,
-            decode_chunk=run.models.decode_chunk,
-            device=device,
-        )
+        self.family = load_family(run, device)
         self.rewards = [
             (entry, models.load(entry.spec.model_copy(update={"device": str(device)})))
             for entry in run.rewards.services

@@ -1,0 +1,78 @@
+"""A pipeline's networks on torch's meta device: their shapes without weights, from the configurations alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from slingstone.networks.activations import Graph, graph_bytes
+from slingstone.networks.layouts import LAYOUTS, Layout
+from slingstone.networks.protocol import Condition
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def traced(directory: Path, checkpointed: bool, precision: str, decoder_precision: str) -> tuple[Graph, Graph, Graph]:
+    """Return one image's graphs: through the trained network, the frozen one, and the decoder.
+
+    Args:
+        directory: of the pipeline.
+        checkpointed: with gradient checkpointing.
+        precision: of the network.
+        decoder_precision: of the decoder.
+    """
+    layout = LAYOUTS[json.loads((directory / "model_index.json").read_text())["_class_name"]]
+    network, vae = _empty(layout.kind, directory / layout.network), _empty(AutoencoderKL, directory / "vae")
+    nn.Module.to(network, DTYPES[precision])
+    nn.Module.to(vae, DTYPES[decoder_precision]).requires_grad_(False)
+    if checkpointed:
+        network.enable_gradient_checkpointing()
+        vae.enable_gradient_checkpointing()
+    config, side = network.config, network.config["sample_size"]
+    condition = _condition(layout, config, directory)
+    schedule = layout.process.schedule(json.loads((directory / "scheduler" / "scheduler_config.json").read_text()))
+    output = layout.output(schedule)
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+
+    def graph(frozen: bool) -> Graph:
+        latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=frozen)
+        network.requires_grad_(not frozen)
+        return graph_bytes(network, lambda: output(network, latents, t, condition))
+
+    latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=True)
+    decoder = graph_bytes(vae, lambda: vae.decode(latents.to(vae.dtype), return_dict=False)[0].float())
+    return graph(frozen=False), graph(frozen=True), decoder
+
+
+def _empty(kind: Any, part: Path) -> Any:
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(str(part))).eval()
+
+
+def _condition(layout: Layout, config: Any, directory: Path) -> Condition:
+    """Return a condition of the right shapes for one image."""
+    encoder = json.loads((directory / "text_encoder" / "config.json").read_text())
+    tokens = encoder.get("max_position_embeddings", 120)
+    named = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
+    width = next(config[name] for name in named if config.get(name))
+    if "joint_attention_dim" in config:
+        tokens += 256
+    if config.get("projection_class_embeddings_input_dim"):
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    else:
+        pooled = config.get("pooled_projection_dim", 0)
+    made: dict[str, Tensor] = {
+        "text": torch.empty(1, tokens, width, device="meta"),
+        "mask": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
+        "resolution": torch.empty(1, 2, device="meta"),
+        "aspect_ratio": torch.empty(1, 1, device="meta"),
+    }
+    if pooled:
+        made |= {
+            "pooled": torch.empty(1, pooled, device="meta"),
+            "time_ids": torch.empty(1, 6, device="meta"),
+        }
+    return made

@@ -1,0 +1,239 @@
+"""Memory of one device, by part, before anything is loaded. Imports no torch where the networks are known.
+
+Sizes come from the headers of local weights, or for published checkpoints from a table; activations of networks that
+are not in the table are counted on torch's meta device.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from slingstone.config import KL, Experiment, Runtime
+from slingstone.runtime.published import PUBLISHED, Activations, Held, Published
+
+BUCKET = 500_000_000
+"""Weights whose gradients DeepSpeed reduces together; `engine.BUCKET`, which cannot be imported without torch."""
+GATHERED = 1_000_000_000
+"""Most weights that ZeRO-3 keeps gathered at a time: DeepSpeed's default."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Weights of a pipeline's parts, and what is known about one picture's activations.
+
+    Attributes:
+        source: where the numbers come from, for the user.
+        network: weights of the denoising network.
+        vae: of the autoencoder.
+        text: of all text encoders.
+        activations: of the network in the run's precision and of the reward's decoder.
+    """
+
+    source: str
+    network: int
+    vae: int
+    text: int
+    activations: Activations
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Bytes of one trained network on one device, and of its optimizer in host memory."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    host: int
+
+
+def engine_bytes(weights: int, runtime: Runtime) -> Engine:
+    """Return what an engine over so many weights holds; gradients and buffers only while it takes its step."""
+    size, world = _size(runtime), runtime.num_workers
+    if runtime.engine == "torch" or runtime.zero_stage == 0:
+        masters = 4 if runtime.precision == "bf16" else 0
+        return Engine(size * weights, 4 * weights, (8 + masters) * weights, 0, 0)
+    part = -(-weights // world)
+    stage = runtime.zero_stage
+    whole = part if stage == 3 else weights
+    gradients = 4 * (weights if stage == 1 else part)
+    # Staging of gradients on their way to their owners, twice if the next is filled while one is sent.
+    staged = (4 if stage == 1 else size) * min(BUCKET, weights) * (2 if runtime.use_gpu and stage == 2 else 1)
+    gathered = size * min(GATHERED, weights) if stage == 3 else 0
+    # DeepSpeed's optimizer keeps an fp32 copy of its part even of fp32 weights.
+    optimizer = 12 * part
+    if runtime.offload == "cpu":
+        return Engine(size * whole, 0 if stage > 1 else gradients, 0, staged + gathered, optimizer + 4 * part)
+    return Engine(size * whole, gradients, optimizer, staged + gathered, 0)
+
+
+def average_bytes(weights: int, runtime: Runtime) -> int:
+    """Return what the generator's fp32 average takes on one device."""
+    sharded = runtime.engine == "deepspeed" and runtime.zero_stage == 3
+    return 4 * (-(-weights // runtime.num_workers) if sharded else weights)
+
+
+def activation_bytes(run: Experiment, one: Activations) -> int:
+    """Return the most that the graphs of one generator step hold at a time.
+
+    The generator's graph is held while the score networks and the decoder run: with `recomputed` gradients one graph at
+    a time, with `direct` ones all together.
+    """
+    objective = run.objective
+    batch = run.training.batch_size // run.runtime.num_workers
+    chunk = min(run.models.decode_chunk, batch)
+    asked = objective.reward_weight > 0 and any(entry.weight > 0 for entry in run.rewards.services)
+    decoder = one.decoder if asked else Held(0, 0)
+    scores = _score_graphs(run)
+    if objective.gradient == "recomputed":
+        beside = max(batch * one.frozen.peak if scores else 0, chunk * decoder.peak)
+    else:
+        working = max(one.frozen.peak - one.frozen.held if scores else 0, decoder.peak - decoder.held)
+        beside = batch * (scores * one.frozen.held + decoder.held + working)
+    return max(batch * one.trained.held + beside, batch * one.trained.peak)
+
+
+def estimate(run: Experiment, known: Sizes) -> dict[str, int]:
+    """Return bytes by part on one device."""
+    engine = engine_bytes(known.network, run.runtime)
+    frozen = _size(run.runtime) * known.network
+    # The generator that is evaluated and exported, in fp32.
+    evaluated = 4 * known.network
+    bf16_decoder = run.models.reward_decoder_precision == "bf16" and run.models.reward_decoder is None
+    return {
+        "weights: generator, assistant": 2 * engine.weights,
+        "weights: reference": frozen,
+        "weights: evaluated generator": evaluated,
+        "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
+        "weights: text encoders": 4 * known.text if run.models.keep_text_encoder else 0,
+        "gradients": engine.gradients,
+        "optimizer states": 2 * engine.optimizer,
+        "average (EMA)": average_bytes(known.network, run.runtime),
+        "communication": engine.buffers * (2 if run.runtime.zero_stage == 3 else 1),
+        "activations": activation_bytes(run, known.activations),
+    }
+
+
+def describe(run: Experiment) -> str:
+    """Return what would be loaded and the estimate, as lines of a YAML comment."""
+    return "\n".join(f"# {line}".rstrip() for line in _lines(run)) + "\n"
+
+
+def _lines(run: Experiment) -> Iterator[str]:
+    runtime, device = run.runtime, "GPU" if run.runtime.use_gpu else "worker"
+    yield "loads"
+    for role in ("reference", "generator", "assistant", "reward_decoder"):
+        if location := getattr(run.models, role):
+            yield f"  {role:<20} {location}"
+    for entry in run.rewards.services:
+        yield f"  {'reward ' + entry.name:<20} {entry.checkpoint}"
+    try:
+        known = sizes(run)
+    except ValueError as error:
+        yield f"memory of one {device}: not known, {error}"
+        return
+    parts = estimate(run, known)
+    mode = f"zero_stage {runtime.zero_stage}" if runtime.engine == "deepspeed" else "plain torch"
+    yield f"memory of one {device} of {runtime.num_workers} ({mode}, offload {runtime.offload}, {runtime.precision})"
+    yield f"  from {known.source}; {known.network:,} weights a network"
+    for name, size in parts.items():
+        yield f"  {name:<32}{size / GIB:9.3f} GiB"
+    yield f"  {'sum':<32}{sum(parts.values()) / GIB:9.3f} GiB"
+    if host := 2 * engine_bytes(known.network, runtime).host:
+        yield f"  {'in host memory':<32}{host / GIB:9.3f} GiB"
+    yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
+
+
+def sizes(run: Experiment) -> Sizes:
+    """Return what is known of the run's pipeline without loading it.
+
+    Raises:
+        ValueError: if nothing is.
+    """
+    reference = run.models.reference
+    directory = _local(reference)
+    checkpointed = run.runtime.gradient_checkpointing
+    if directory is not None:
+        network, vae, text = _counted(directory)
+        for published in PUBLISHED.values():
+            if (published.network, published.vae) == (network, vae):
+                return Sizes("the headers of the weights", network, vae, text, _known(run, published))
+        from slingstone.networks.meta import traced
+
+        graphs = traced(directory, checkpointed, run.runtime.precision, run.models.reward_decoder_precision)
+        return Sizes(
+            "the headers of the weights", network, vae, text, Activations(*(Held(g.held, g.peak) for g in graphs))
+        )
+    if reference not in PUBLISHED:
+        raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
+    found = PUBLISHED[reference]
+    return Sizes("published sizes", found.network, found.vae, found.text, _known(run, found))
+
+
+def _known(run: Experiment, published: Published) -> Activations:
+    """Return the table's activations in the precision of the run."""
+    found = published.checkpointed if run.runtime.gradient_checkpointing else published.plain
+    factor = 1 if run.runtime.precision == "bf16" else 2
+    divisor = 2 if run.models.reward_decoder_precision == "bf16" else 1
+    return Activations(
+        Held(factor * found.trained.held, factor * found.trained.peak),
+        Held(factor * found.frozen.held, factor * found.frozen.peak),
+        Held(found.decoder.held // divisor, found.decoder.peak // divisor),
+    )
+
+
+def _score_graphs(run: Experiment) -> int:
+    """Return how many score networks are differentiated in a generator step."""
+    objective = run.objective
+    if isinstance(objective.distance, KL):
+        return 0
+    if objective.flow == "detach_distance":
+        return 1
+    return 3 if objective.guidance.kind == "inner" and objective.guidance.scale else 2
+
+
+def _size(runtime: Runtime) -> int:
+    return 2 if runtime.precision == "bf16" else 4
+
+
+def _local(reference: str) -> Path | None:
+    """Return the directory of a pipeline that is here, or lies in the hub's cache."""
+    if Path(reference).is_dir():
+        return Path(reference)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(reference, "model_index.json") if reference.count("/") == 1 else None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _counted(directory: Path) -> tuple[int, int, int]:
+    """Return the weights of network, autoencoder and all text encoders."""
+    parts = {path.parent.name: 0 for path in directory.glob("*/*.safetensors")}
+    for part in parts:
+        parts[part] = sum(_weights(file) for file in _files(directory / part))
+    network = parts.get("unet", 0) or parts.get("transformer", 0)
+    if not network:
+        raise ValueError(f"models.reference = {str(directory)!r} has no network in safetensors")
+    text = sum(count for part, count in parts.items() if part.startswith("text_encoder"))
+    return network, parts.get("vae", 0), text
+
+
+def _files(part: Path) -> Iterator[Path]:
+    """Return the files of a part's weights in full precision: sharded by an index, or one; variants are left out."""
+    for index in part.glob("*.safetensors.index.json"):
+        if index.name.count(".") == 3:
+            yield from (part / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values())))
+            return
+    yield from (file for file in part.glob("*.safetensors") if file.name.count(".") == 1)
+
+
+def _weights(file: Path) -> int:
+    """Return how many numbers a file of weights holds, from its header."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

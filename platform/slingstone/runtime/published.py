@@ -1,0 +1,86 @@
+"""Published pipelines by hub id: how many weights they have, and what one picture holds in memory. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Held(NamedTuple):
+    """Bytes of one image's graph: between forward and backward pass, and at the worst moment."""
+
+    held: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One image through each part.
+
+    Attributes:
+        trained: a network whose weights get gradients.
+        frozen: the same network, differentiated in its input alone.
+        decoder: the decoder, differentiated in its latents.
+    """
+
+    trained: Held
+    frozen: Held
+    decoder: Held
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published pipeline: weights of its parts, and activations with a bf16 network and an fp32 decoder.
+
+    Attributes:
+        network: weights of the denoising network.
+        vae: of the autoencoder.
+        text: of all text encoders.
+        plain: activations without checkpointing.
+        checkpointed: with it.
+    """
+
+    network: int
+    vae: int
+    text: int
+    plain: Activations
+    checkpointed: Activations
+
+
+_SD15 = Published(
+    network=859_520_964,
+    vae=83_653_863,
+    text=123_060_480,
+    plain=Activations(
+        Held(936_603_648, 952_332_164), Held(774_828_928, 801_043_204), Held(5_967_535_616, 6_101_753_352)
+    ),
+    checkpointed=Activations(
+        Held(154_547_200, 241_513_604), Held(154_538_880, 233_640_964), Held(858_849_536, 3_274_769_928)
+    ),
+)
+_SDXL = Published(
+    network=2_567_463_684,
+    vae=83_653_863,
+    text=123_060_480 + 694_659_840,
+    plain=Activations(
+        Held(6_888_591_232, 6_919_920_520), Held(5_336_636_160, 5_367_968_648), Held(23_870_119_424, 24_406_990_344)
+    ),
+    checkpointed=Activations(
+        Held(587_357_056, 724_297_476), Held(503_451_904, 629_904_004), Held(3_435_397_376, 13_099_075_080)
+    ),
+)
+_PIXART = Published(
+    network=610_856_096,
+    vae=83_653_863,
+    text=4_762_310_656,
+    plain=Activations(
+        Held(1_548_490_496, 1_563_822_340), Held(815_286_528, 834_150_404), Held(5_967_535_616, 6_101_753_352)
+    ),
+    checkpointed=Activations(
+        Held(75_050_480, 143_003_380), Held(68_786_160, 114_321_140), Held(858_849_536, 3_274_769_928)
+    ),
+)
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": _SD15,
+    "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
+    "PixArt-alpha/PixArt-XL-2-512x512": _PIXART,
+}
+"""By hub id; counted by `networks.activations` on the architectures that these pipelines' configurations describe."""

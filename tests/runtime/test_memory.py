@@ -1,0 +1,118 @@
+"""The estimate of a dry run against bytes that were counted."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from slingstone.config import Experiment, Optimizer, Runtime, load
+from slingstone.networks import latent_diffusion
+from slingstone.networks.activations import LiveBytes, graph_bytes
+from slingstone.runtime import memory
+from slingstone.runtime.engine import BUCKET, TorchEngine
+from slingstone.runtime.published import PUBLISHED
+from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENES = ROOT / "configs" / "align" / "scenes.yaml"
+SPARING = ("objective.gradient=recomputed",)
+FAMILIES: dict[str, tuple[ModuleType, int]] = {
+    "sd": (tiny, 625),
+    "sdxl": (tiny_sdxl, 399),
+    "pixart": (tiny_pixart, 440),
+    "sd3": (tiny_sd3, 999),
+}
+
+
+def run_of(directory: str, *overrides: str) -> Experiment:
+    models = [f"models.reference={directory}", f"models.generator={directory}"]
+    return load(SCENES, [*models, "runtime.num_workers=1", "runtime.engine=torch", *overrides])
+
+
+def numbers(module: torch.nn.Module) -> int:
+    """Return how many numbers a file of the module's weights holds; buffers lie in it, too, tied weights once."""
+    return sum({tensor.data_ptr(): tensor.numel() for tensor in module.state_dict().values()}.values())
+
+
+@pytest.mark.parametrize("checkpointed", ["true", "false"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_and_activations_are_those_of_the_loaded_networks(tmp_path: Path, name: str, checkpointed: str) -> None:
+    module, timestep = FAMILIES[name]
+    directory = str(module.write_pipeline(tmp_path / name))
+    run = run_of(directory, f"runtime.gradient_checkpointing={checkpointed}")
+    known = memory.sizes(run)
+    family = latent_diffusion.load(
+        directory, directory, generator_timestep=timestep, gradient_checkpointing=checkpointed == "true"
+    )
+    assert known.network == numbers(family.reference)
+    assert known.vae == numbers(family.decoder.vae)
+    assert known.text == numbers(family.text_encoder)
+
+    noise = torch.randn(1, *family.latent_shape)
+    t, condition = torch.tensor([500]), family.text_encoder.encode(["a red disc"])
+    latents = noise.clone().requires_grad_()
+    measured = {
+        "trained": graph_bytes(family.assistant, lambda: family.assistant(noise, t, condition)),
+        "frozen": graph_bytes(family.reference, lambda: family.reference(latents, t, condition)),
+        "decoder": graph_bytes(family.decoder, lambda: family.decoder.decode(latents)),
+    }
+    for part, graph in measured.items():
+        found = getattr(known.activations, part)
+        assert found.held == pytest.approx(graph.held, rel=0.1), part
+        assert found.peak == pytest.approx(graph.peak, rel=0.1), part
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_plain_engine_holds_what_the_estimate_says(precision: str) -> None:
+    width, layers = 256, 8
+    runtime = Runtime.model_validate({"engine": "torch", "precision": precision})
+    expected = memory.engine_bytes(layers * width**2, runtime)
+    with LiveBytes("cpu") as live:
+        network = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(layers)))
+        engine = TorchEngine(network, Optimizer(lr=1e-3), precision, 1.0)
+        image = torch.ones(1, width, dtype=next(network.parameters()).dtype)
+        for _ in range(2):
+            resting = live.now
+            engine.backward(engine(image).sum())
+            gradients = live.now - resting
+            engine.step()
+    assert resting == pytest.approx(expected.weights + expected.optimizer, rel=0.01)
+    assert gradients == pytest.approx(expected.gradients, rel=0.01)
+
+
+def test_direct_gradients_hold_every_graph_and_recomputed_ones_the_largest(tmp_path: Path) -> None:
+    directory = str(tiny.write_pipeline(tmp_path / "sd"))
+    run = run_of(directory, "training.batch_size=6", "models.decode_chunk=2", "objective.gradient=direct")
+    one = memory.sizes(run).activations
+    direct = memory.activation_bytes(run, one)
+    assert direct > 6 * (one.trained.held + 3 * one.frozen.held + one.decoder.held)
+    recomputed = memory.activation_bytes(
+        run_of(directory, "training.batch_size=6", "models.decode_chunk=2", *SPARING), one
+    )
+    assert recomputed == 6 * one.trained.held + max(6 * one.frozen.peak, 2 * one.decoder.peak)
+    kl = run_of(directory, "training.batch_size=6", "objective.distance={kind: kl}", "objective.reward_weight=0")
+    assert memory.activation_bytes(kl, one) == 6 * one.trained.peak, "KL differentiates no score network"
+
+
+def test_the_table_of_published_networks_is_what_their_architecture_gives() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        latents, text, t = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768), torch.zeros(1, dtype=torch.int64)
+    torch.nn.Module.to(unet, torch.bfloat16).eval()
+    latents, text = latents.bfloat16(), text.bfloat16()
+    found = PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+    assert found.network == sum(weight.numel() for weight in unet.parameters())
+    graph = graph_bytes(unet, lambda: unet(latents, t, encoder_hidden_states=text, return_dict=False)[0])
+    assert (graph.held, graph.peak) == pytest.approx(found.plain.trained, rel=0.01)
+
+
+def test_the_bucket_is_the_engines() -> None:
+    assert memory.BUCKET == BUCKET
+
+
+def test_a_reference_of_unknown_size_is_said_to_be_unknown() -> None:
+    text = memory.describe(run_of("some/model"))
+    assert "not known" in text
+    assert all(line.startswith("#") for line in text.splitlines())
