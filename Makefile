@@ -1,11 +1,13 @@
 # The commands of the project; `make` lists them.
 #   PYTHON=python3.12        the interpreter that .venv is made with
-#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`
+#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; SWEEP=..., EVALUATE=... for the other jobs
 #   RAY_ADDRESS or RAY_API_SERVER_ADDRESS=http://head:8265, STORAGE=/mnt/shared
 #                            send the job to that cluster, which writes to that directory
 
 PYTHON ?= python3
 CONFIG ?= configs/align/scenes.yaml
+SWEEP ?= configs/sweep/scenes.yaml
+EVALUATE ?= configs/evaluate/scenes.yaml
 STORAGE ?= $(CURDIR)/outputs
 ARGS ?=
 
@@ -15,12 +17,19 @@ COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/
 JOB_ENV = {"env_vars": {"SLINGSTONE_GIT_COMMIT": "$(COMMIT)"$(if $(MLFLOW_TRACKING_URI),$(comma) "MLFLOW_TRACKING_URI": "$(MLFLOW_TRACKING_URI)")}}
 comma := ,
 
+define submit
+	@set -e; \
+	if test -z "$$RAY_ADDRESS$$RAY_API_SERVER_ADDRESS"; then head=$$($(BIN)/python jobs/head.py start); eval "$$head"; fi; \
+	$(BIN)/ray job submit --working-dir . --runtime-env-json '$(JOB_ENV)' -- \
+	  python $(1) storage=$(STORAGE) $(ARGS)
+endef
+
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align world mlflow stop test check format bench clean
+.PHONY: help setup align sweep evaluate world mlflow stop test check format bench clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
@@ -33,10 +42,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 align: $(STAMP) ## align the demo's one-step generator, as a job of a Ray cluster; starts a local one if none is named
-	@set -e; \
-	if test -z "$$RAY_ADDRESS$$RAY_API_SERVER_ADDRESS"; then head=$$($(BIN)/python jobs/head.py start); eval "$$head"; fi; \
-	$(BIN)/ray job submit --working-dir . --runtime-env-json '$(JOB_ENV)' -- \
-	  python jobs/align.py $(CONFIG) storage=$(STORAGE) $(ARGS)
+	$(call submit,jobs/align.py $(CONFIG))
+
+sweep: $(STAMP) ## vary the run's configuration and find what is best held out, in the same way
+	$(call submit,jobs/sweep.py $(SWEEP))
+
+evaluate: $(STAMP) ## judge models side by side on sets of prompts, in the same way
+	$(call submit,jobs/evaluate.py $(EVALUATE))
 
 world: $(STAMP) ## train what is missing of the embedded world; some two hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python jobs/build_world.py configs/world/scenes.yaml

@@ -4,7 +4,7 @@ import hashlib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -99,6 +99,11 @@ class Evaluation:
         """Return what `to_dict` was called on."""
         return cls(tuple(Row(**row) for row in plain["rows"]), plain["total"], plain["diversity"])
 
+    def of(self, prompts: Collection[str]) -> "Evaluation":
+        """Return the part that these prompts make up."""
+        rows = tuple(row for row in self.rows if row.prompt in prompts)
+        return Evaluation(rows, len(rows), self.diversity)
+
     def _statistic(self, name: str) -> Statistic:
         by_prompt: dict[str, list[float]] = defaultdict(list)
         for row in self.rows:
@@ -125,6 +130,7 @@ def evaluate(
     diversity: str = "coarse_pixel_rms",
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int], None] = lambda pictures: None,
+    see: Callable[[Float[Tensor, "batch 3 rows columns"]], None] = lambda images: None,
 ) -> Evaluation:
     """Sample pictures of every prompt and score them.
 
@@ -143,6 +149,7 @@ def evaluate(
         diversity: distance between pictures of one prompt, see `slingstone.diversity`.
         shard: (rank, world), the part to evaluate; `merge` puts all parts together.
         progress: told the number of pictures after each batch.
+        see: shown the pictures of each batch, in the order of the rows.
 
     Raises:
         ValueError: if there is nothing to sample, or an argument is impossible.
@@ -171,6 +178,7 @@ def evaluate(
         measured = []
         for batch in batches:
             measured.append(_measure(sampler, batch, rewards, oracle))
+            see(measured[-1][0])
             progress(len(batch))
         rows.extend(_rows(places, measured, images_per_prompt, distance))
     return Evaluation(tuple(rows), len(distinct) * images_per_prompt, diversity)

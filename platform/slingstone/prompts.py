@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,80 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[str, ...]
     except ValueError as error:
         raise ValueError(f"prompts file {str(path)!r} {error}") from error
     return prompts
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Distinct prompts in the order of their file, and the groups that each belongs to.
+
+    Attributes:
+        prompts: the texts.
+        groups: by prompt: what stands in each group column, such as `{"Category": ("Animals",)}`; a prompt that the
+            file repeats may belong to several groups of a column.
+    """
+
+    prompts: tuple[str, ...]
+    groups: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+
+STYLE = "style"
+"""The group column of a benchmark whose prompts lie by style, as HPSv2's do."""
+
+
+def read_prompt_set(path: str | Path, column: str | None = None, groups: Sequence[str] = ()) -> PromptSet:
+    """Return the distinct prompts of a file or folder with their groups, such as PartiPrompts' categories.
+
+    Beside the formats of `read_prompts`: a `.json` file that holds a list of prompts, or an object with a list a
+    style; and a folder with a `.json` list a style, named after it. Their group column is `style`, given or not.
+
+    Raises:
+        ValueError: as `read_prompts`; or a group column is not there.
+    """
+    place = Path(path)
+    try:
+        cells = _styles(place) if place.is_dir() or place.suffix.lower() == ".json" else _grouped(place, column, groups)
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for prompt, own in cells:
+            known = found.setdefault(prompt, dict.fromkeys(own, ()))
+            for name, value in own.items():
+                known[name] = (*known[name], *(value,) * (value not in known[name]))
+        if not found:
+            raise ValueError("has no prompt; write at least one")
+    except ValueError as error:
+        raise ValueError(f"prompts file {str(path)!r} {error}") from error
+    return PromptSet(tuple(found), found)
+
+
+def _grouped(file: Path, column: str | None, groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the prompts of a table with what the same row says in the group columns."""
+    beside = {name: dict(_cells(file, name)) for name in groups}
+    for place, cell in _cells(file, column):
+        if prompt := _prompt(place, cell):
+            yield prompt, {name: str(values[place]) for name, values in beside.items()}
+
+
+def _styles(place: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the prompts of one JSON document, or of a folder of them."""
+    if place.is_dir():
+        lists = {file.stem: _document(file) for file in sorted(place.glob("*.json"))}
+    else:
+        document = _document(place)
+        lists = document if isinstance(document, dict) else {place.stem: document}
+    for style, prompts in lists.items():
+        if not isinstance(prompts, list):
+            raise ValueError(f"has a {type(prompts).__name__} for the style {style!r}; write a list of prompts")
+        for number, cell in enumerate(prompts, 1):
+            if prompt := _prompt(f"{style} {number}", cell):
+                yield prompt, {STYLE: style}
+
+
+def _document(file: Path) -> Any:
+    if not file.is_file():
+        raise ValueError("does not exist; give a .json file or a folder of them")
+    try:
+        return json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({file.name}: {error}); mend it") from error
 
 
 def _cells(file: Path, column: str | None) -> Iterator[tuple[str, Any]]:

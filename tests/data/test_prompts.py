@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from slingstone.prompts import read_prompts
+from slingstone.prompts import read_prompt_set, read_prompts
 
 EXPECTED = ("a réd disc", 'a sign that says "STOP"', '"GIGGLE" painted, in red', "a blue\u2028disc")
 ROWS = [*EXPECTED[:2], "", *EXPECTED[2:], "  "]
@@ -131,3 +131,36 @@ def test_reading_text_needs_neither_torch_nor_pyarrow(tmp_path: Path) -> None:
     )
     said = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
+
+
+def test_groups_of_a_table_go_with_their_prompts(tmp_path):
+    path = tmp_path / "parti.tsv"
+    path.write_text(
+        'Prompt\tCategory\tChallenge\na "bond"\tAbstract\tBasic\na cat\tAnimals\tBasic\na cat\tArts\tBasic\n'
+    )
+    found = read_prompt_set(path, groups=("Category", "Challenge"))
+    assert found.prompts == ('a "bond"', "a cat")
+    assert found.groups["a cat"] == {"Category": ("Animals", "Arts"), "Challenge": ("Basic",)}
+    with pytest.raises(ValueError, match=r"parti.tsv' has no column 'Style'"):
+        read_prompt_set(path, groups=("Style",))
+
+
+def test_a_json_lines_file_has_groups_too(tmp_path):
+    path = tmp_path / "geneval.jsonl"
+    path.write_text('{"tag": "single_object", "include": [], "prompt": "a photo of a bench"}\n')
+    assert read_prompt_set(path, groups=("tag",)).groups == {"a photo of a bench": {"tag": ("single_object",)}}
+
+
+def test_a_benchmark_by_style_is_a_folder_of_lists_or_one_document(tmp_path):
+    (tmp_path / "anime.json").write_text('["a girl", "a tower"]')
+    (tmp_path / "photo.json").write_text('["a girl"]')
+    one = tmp_path / "all.json"
+    one.write_text('{"anime": ["a girl", "a tower"], "photo": ["a girl"]}')
+    expected = {"a girl": {"style": ("anime", "photo")}, "a tower": {"style": ("anime",)}}
+    assert read_prompt_set(one).groups == expected
+    one.unlink()
+    found = read_prompt_set(tmp_path)
+    assert (found.prompts, found.groups) == (("a girl", "a tower"), expected)
+    (tmp_path / "photo.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"has a int in photo 1 where a prompt should be"):
+        read_prompt_set(tmp_path)

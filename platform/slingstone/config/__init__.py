@@ -1,8 +1,10 @@
 """A run as one frozen pydantic tree. Imports neither torch nor ray, so that a mistake shows in half a second."""
 
+from slingstone.config.comparison import Comparison
 from slingstone.config.experiment import Experiment
-from slingstone.config.loading import ConfigError, flatten, load, to_yaml
+from slingstone.config.loading import ConfigError, flatten, load, load_as, to_yaml
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
+from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
     KL,
     Data,
@@ -23,6 +25,7 @@ from slingstone.config.tree import (
 
 __all__ = [
     "KL",
+    "Comparison",
     "ConfigError",
     "Data",
     "Evaluation",
@@ -40,10 +43,12 @@ __all__ = [
     "Runtime",
     "Section",
     "SquaredL2",
+    "Sweep",
     "TimestepRange",
     "Tracking",
     "Training",
     "flatten",
     "load",
+    "load_as",
     "to_yaml",
 ]

@@ -3,13 +3,16 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from slingstone.config.experiment import Experiment
+from slingstone.config.tree import Section
+
+Tree = TypeVar("Tree", bound=Section)
 
 
 class ConfigError(ValueError):
@@ -26,25 +29,30 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: naming every mistake at once.
     """
+    return load_as(Experiment, path, overrides)
+
+
+def load_as(kind: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> Tree:
+    """Return the tree of another kind that a YAML file describes, such as a sweep; see `load`."""
     tree = _read(Path(path))
     mistakes = [message for text in overrides if (message := _override(tree, text))]
-    experiment = None
+    loaded = None
     try:
-        experiment = Experiment.model_validate(tree)
+        loaded = kind.model_validate(tree)
     except ValidationError as error:
-        mistakes += [line for detail in error.errors() for line in _describe(detail, tree)]
-    if mistakes or experiment is None:
+        mistakes += [line for detail in error.errors() for line in _describe(detail, tree, kind)]
+    if mistakes or loaded is None:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise ConfigError("\n".join([f"{path}: {count}", *(f"  {line}" for line in mistakes)]))
-    return experiment
+    return loaded
 
 
-def flatten(experiment: Experiment) -> dict[str, str]:
+def flatten(experiment: Section) -> dict[str, str]:
     """Return the run as dotted paths and YAML values: MLflow's params, and overrides that `load` takes back."""
     return dict(_leaves(experiment.model_dump(mode="json"), ""))
 
 
-def to_yaml(experiment: Experiment) -> str:
+def to_yaml(experiment: Section) -> str:
     """Return the resolved run as a YAML file that `load` reads back to an equal one."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -121,13 +129,13 @@ def _index(items: list[Any], key: str) -> int | None:
     return int(key) if key.isdecimal() and int(key) < len(items) else None
 
 
-def _describe(detail: ErrorDetails, tree: Any) -> Iterator[str]:
+def _describe(detail: ErrorDetails, tree: Any, kind: type[BaseModel]) -> Iterator[str]:
     """Turn one of pydantic's errors into lines in our words."""
     if detail["type"] == "contradictions":
         for path, value, message in detail.get("ctx", {})["found"]:
             yield f"{path} = {value!r}: {message}"
         return
-    keys, model = _walk(detail["loc"], tree)
+    keys, model = _walk(detail["loc"], tree, kind)
     path = ".".join(str(key) for key in keys)
     if detail["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(keys[-1]), model.model_fields if model else [], n=1)
@@ -144,11 +152,13 @@ def _describe(detail: ErrorDetails, tree: Any) -> Iterator[str]:
         yield f"{path} = {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
 
 
-def _walk(location: Sequence[str | int], tree: Any) -> tuple[list[str | int], type[BaseModel] | None]:
+def _walk(
+    location: Sequence[str | int], tree: Any, kind: type[BaseModel]
+) -> tuple[list[str | int], type[BaseModel] | None]:
     """Return the location without union tags, list elements by name, and the section that owns its last key."""
     keys: list[str | int] = []
-    annotation: Any = Experiment
-    owner: type[BaseModel] | None = Experiment
+    annotation: Any = kind
+    owner: type[BaseModel] | None = kind
     node = tree
     for step in location:
         models = _models(annotation)
@@ -163,7 +173,10 @@ def _walk(location: Sequence[str | int], tree: Any) -> tuple[list[str | int], ty
             node = element
             continue
         keys.append(step)
-        annotation = owner.model_fields[step].annotation if owner and step in owner.model_fields else None
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            annotation = owner.model_fields[step].annotation if owner and step in owner.model_fields else None
         node = node.get(step) if isinstance(node, dict) else None
     return keys, owner
 

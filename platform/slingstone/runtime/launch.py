@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,19 @@ class RunFailed(RuntimeError):
     """A run that started and did not come to its end; the message is for the user."""
 
 
-def align(run: Experiment, say: Callable[[str], None], parent: str | None = None) -> dict[str, Any]:
+def align(
+    run: Experiment,
+    say: Callable[[str], None],
+    parent: str | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> dict[str, Any]:
     """Align a generator on the cluster that this process has joined, or else joins; return what summary.json holds.
 
     Args:
         run: with absolute paths, see `preflight.prepare`.
         say: shows a line to the user.
         parent: id of the MLflow run that this one is shown under, such as a sweep's.
+        callbacks: told of every report of the workers.
 
     Raises:
         ValueError: what the user can mend, before anything is held.
@@ -45,7 +51,7 @@ def align(run: Experiment, say: Callable[[str], None], parent: str | None = None
         _conclude(done, history, say)
         return done
     if not ray.is_initialized():
-        connect(run)
+        connect(run.runtime.threads_per_worker)
     preflight.fits(run, ray.cluster_resources())
     start = time.monotonic()
     with rewards.running(run.rewards):
@@ -60,7 +66,7 @@ def align(run: Experiment, say: Callable[[str], None], parent: str | None = None
             history.begin(run, uri, tracked.run_id)
             with board(say) as shown:
                 assignment = Assignment(run, str(history.directory), uri, tracked.run_id, shown)
-                results = fit(run, _rank, {"assignment": assignment}, history.directory)
+                results = fit(run, _rank, {"assignment": assignment}, history.directory, callbacks)
             facts = {"name": run.name, "images": run.training.num_images, "mlflow_run_id": tracked.run_id}
             facts |= {"mlflow_uri": uri, "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
@@ -75,13 +81,13 @@ def align(run: Experiment, say: Callable[[str], None], parent: str | None = None
     return results | facts
 
 
-def connect(run: Experiment) -> None:
+def connect(threads_per_worker: int) -> None:
     """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start one in this process.
 
     Workers and replicas import this very source, not what happens to be installed where they run.
     """
     source = os.pathsep.join([str(preflight.ROOT / "platform"), str(preflight.ROOT)])
-    threads = str(run.runtime.threads_per_worker)
+    threads = str(threads_per_worker)
     env = {
         "PYTHONPATH": source,
         "OMP_NUM_THREADS": threads,
@@ -140,7 +146,11 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(
-    run: Experiment, rank: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], directory: Path
+    run: Experiment,
+    rank: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    directory: Path,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> dict[str, Any]:
     """Have every Train worker run `rank(config)`; return what rank 0 returned.
 
@@ -165,6 +175,7 @@ def fit(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.training.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
             worker_runtime_env={"env_vars": accelerator},
+            callbacks=[*callbacks],
         ),
     )
     try:

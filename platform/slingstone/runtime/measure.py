@@ -92,7 +92,7 @@ class Measure:
         shard = evaluate(
             sampler,
             prompts,
-            rewards={name: _scorer(client) for name, client in self.clients.items()},
+            rewards={name: scorer(client) for name, client in self.clients.items()},
             oracle=oracle(settings.oracle),
             images_per_prompt=settings.images_per_prompt,
             seed=settings.seed,
@@ -114,7 +114,9 @@ def oracle(name: str | None) -> Oracle | None:
     return Scenes()
 
 
-def _scorer(client: RewardClient) -> Scorer:
+def scorer(client: RewardClient) -> Scorer:
+    """Return the scores of a reward as a function that waits for them."""
+
     def score(images: Tensor, prompts: Any) -> Tensor:
         scores, _ = client.submit(images, prompts).result()
         return scores

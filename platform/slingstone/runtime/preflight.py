@@ -91,12 +91,12 @@ def _files(run: Experiment) -> Iterator[tuple[str, str, Check]]:
         yield "models.reward_decoder", run.models.reward_decoder, _there
     if run.rewards.lifecycle == "managed" or run.rewards.backend == "in_process":
         for entry in run.rewards.services:
-            yield f"rewards.services.{entry.name}.checkpoint", entry.checkpoint, _there
+            yield f"rewards.services.{entry.name}.checkpoint", entry.checkpoint, there
 
 
 def _pipeline(field: str, path: str) -> str | None:
     if not Path(path).exists():
-        return _there(field, path)
+        return there(field, path)
     if Path(path).is_file() and field != "models.reference":
         # A single file of weights; loading says whether they are the network's.
         return None
@@ -108,7 +108,8 @@ def _pipeline(field: str, path: str) -> str | None:
     return None
 
 
-def _there(field: str, path: str) -> str | None:
+def there(field: str, path: str) -> str | None:
+    """Return what is wrong with a field that names neither something on disk nor a hub id."""
     if Path(path).exists() or HUB_ID.fullmatch(path):
         return None
     return f"{field} = {path!r}: does not exist; give a path from {Path.cwd()} or from the root, or a hub id"

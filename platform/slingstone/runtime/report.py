@@ -40,7 +40,7 @@ class Reporter:
         if not self._quiet:
             title = f"at {images} images" if label == "training" else label.replace("_", " ")
             self._progress.found(title, summary)
-            self._run.metrics({f"{label}/{name}": value for name, value in _numbers(summary).items()}, images)
+            self._run.metrics({f"{label}/{name}": value for name, value in numbers(summary).items()}, images)
             self._run.flush()
 
     def grid(self, measure: Measure, generator: nn.Module, images: int) -> None:
@@ -64,7 +64,7 @@ class Reporter:
         self._run.artifact(path, "pictures")
 
 
-def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return a summary's means as flat metrics."""
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return a summary's means as flat metrics: `rewards/<name>`, and the others by their own names."""
     own = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
     return {f"rewards/{name}": float(value) for name, value in summary["rewards"].items()} | own

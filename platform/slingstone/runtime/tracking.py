@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slingstone.config import Experiment, flatten
+from slingstone.config import Experiment, Tracking, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,24 +85,49 @@ def open_run(
         run_id: of the run to continue.
         parent: id of the run that this one is shown under, such as a sweep's.
     """
-    client = _client(uri)
     if run_id is not None:
-        client.update_run(run_id, "RUNNING")
-        return Run(uri, run_id)
-    tags = {"git_commit": git_commit(), "lock_sha256": lock_hash(), "directory": str(directory)}
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent
+        return reopened(uri, run_id)
     artifacts = None if experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
-    experiment_id = _experiment_id(client, experiment.tracking.experiment, artifacts)
-    created = client.create_run(experiment_id, tags=tags, run_name=experiment.name)
-    _log_params(client, created.info.run_id, flatten(experiment))
+    tags = {"directory": str(directory)} | ({} if parent is None else {"mlflow.parentRunId": parent})
+    name = experiment.tracking.experiment
+    return create_run(uri, name, experiment.name, flatten(experiment), tags, artifacts)
+
+
+def reopened(uri: str, run_id: str) -> Run:
+    """Return a run that was ended, to continue it."""
+    _client(uri).update_run(run_id, "RUNNING")
+    return Run(uri, run_id)
+
+
+def create_run(
+    uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Path | None
+) -> Run:
+    """Create a run with its params, tagged with the sources that it is made by.
+
+    Args:
+        uri: tracking URI.
+        experiment: MLflow experiment; created if there is none of this name.
+        name: what the run is shown as.
+        params: flat.
+        tags: more than those of the sources.
+        artifacts: directory beside which a file-based store keeps them; None leaves it to the server.
+    """
+    client = _client(uri)
+    sources = {"git_commit": git_commit(), "lock_sha256": lock_hash()}
+    created = client.create_run(_experiment_id(client, experiment, artifacts), tags=sources | dict(tags), run_name=name)
+    _log_params(client, created.info.run_id, params)
     return Run(uri, created.info.run_id)
 
 
 def tracking_uri(experiment: Experiment) -> str:
+    """Return the URI of a run, see `tracking_uri_of`."""
+    return tracking_uri_of(experiment.tracking, experiment.storage)
+
+
+def tracking_uri_of(settings: Tracking, storage: str) -> str:
     """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
-    default = f"sqlite:///{Path(experiment.storage).resolve() / 'mlflow.db'}"
-    return experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    default = f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def git_commit() -> str:

@@ -15,7 +15,7 @@ from slingstone.config import Experiment, flatten
 from slingstone.runtime.assembly import Parts, assemble
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.checkpoint import Facts, averaged_weights
-from slingstone.runtime.report import Reporter
+from slingstone.runtime.report import Reporter, numbers
 
 
 def align(config: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         reporter.step(mean_over_ranks(parts.trainer.step()), parts.trainer.images, parts.trainer.images - before)
         if _crossed(run.training.grid_every_images, before, parts.trainer.images):
             _average(parts)
-            reporter.found("training", parts.measure.short(parts.averaged), parts.trainer.images)
+            found = parts.measure.short(parts.averaged)
+            reporter.found("training", found, parts.trainer.images)
+            ray.train.report({"images": parts.trainer.images, **numbers(found)})
             reporter.grid(parts.measure, parts.averaged, parts.trainer.images)
         if _crossed(run.training.checkpoint_every_images, before, parts.trainer.images) or _ended(run, parts):
             _save(parts, facts(parts.trainer.images))

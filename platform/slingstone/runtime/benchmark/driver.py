@@ -50,7 +50,7 @@ def bench(run: Experiment, rounds: int, steps: int, say: Callable[[str], None]) 
     run = run.model_copy(update={"data": data})
     (directory / "run.yaml").write_text(to_yaml(run))
     if not ray.is_initialized():
-        launch.connect(run)
+        launch.connect(run.runtime.threads_per_worker)
     preflight.fits(run, ray.cluster_resources())
     summary = summarise(_measure(run, directory, plan, say), LATENCY_S)
     cpus = os.cpu_count()

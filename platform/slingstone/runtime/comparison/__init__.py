@@ -1,0 +1,1 @@
+"""Several models side by side: the same prompts, noise, rewards and code for all."""

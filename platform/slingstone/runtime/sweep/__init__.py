@@ -1,0 +1,1 @@
+"""Many runs of one configuration with some values varied, and which of them to take."""
