@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from slingstone.config.experiment import Contradiction, Rewards
+from slingstone.config.experiment import Contradiction
+from slingstone.config.rewards import Rewards
 from slingstone.config.tree import Models, Name, PathText, Section, Tracking
 
 

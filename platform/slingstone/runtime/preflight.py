@@ -88,7 +88,7 @@ def _files(run: Experiment) -> Iterator[tuple[str, str, Check]]:
     if run.models.assistant is not None:
         yield "models.assistant", run.models.assistant, _pipeline
     if run.models.reward_decoder is not None:
-        yield "models.reward_decoder", run.models.reward_decoder, _there
+        yield "models.reward_decoder", run.models.reward_decoder, there
     if run.rewards.lifecycle == "managed" or run.rewards.backend == "in_process":
         for entry in run.rewards.services:
             yield f"rewards.services.{entry.name}.checkpoint", entry.checkpoint, there

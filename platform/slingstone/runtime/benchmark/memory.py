@@ -21,8 +21,9 @@ from slingstone.networks.protocol import Condition, ModelFamily
 from slingstone.objectives.diffusion import NoiseSchedule
 from slingstone.objectives.divergence import Divergence, Guidance
 from slingstone.objectives.reward import Scored
+from slingstone.panel import RewardPanel, RewardTerm
 from slingstone.runtime.engine import TorchEngine
-from slingstone.trainer import RewardTerm, StepSettings, Timesteps, Trainer
+from slingstone.trainer import StepSettings, Timesteps, Trainer
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _trainer(size: Size, gradient: Any, checkpointed: bool) -> Trainer:
     generator, assistant = (TorchEngine(part, adam, "fp32", 10.0) for part in (family.generator, family.assistant))
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
     rng = torch.Generator().manual_seed(0)
-    return Trainer(family, generator, assistant, [reward], _prompts(size), settings, rng)
+    return Trainer(family, generator, assistant, RewardPanel([reward]), _prompts(size), settings, rng)
 
 
 def random_family(size: Size, checkpointed: bool) -> ModelFamily:

@@ -110,8 +110,8 @@ def build_drawn_reward(build: WorldBuild, name: str) -> Reward:
     path = directory / "drawn.safetensors"
     if not path.exists():
         _train(reward, name, drawings(build), build.drawn_preferences, build.seed + 1)
-        save_model(reward, path)
-    load_model(reward, path)
+        save_model(reward, str(path))
+    load_model(reward, str(path))
     return reward.eval().requires_grad_(False)
 
 
