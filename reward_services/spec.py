@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RewardKind = Literal["pickscore", "hps", "imagereward"]
+RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic"]
 PreprocessMode = Literal["exact", "smooth"]
 
 

@@ -11,7 +11,10 @@ from reward_services.spec import RewardSpec
 _CLASSES = {
     "pickscore": ("reward_services.models.pickscore", "PickScore"),
     "hps": ("reward_services.models.hps", "HPS"),
+    "hps_v2": ("reward_services.models.hps", "HPSv2"),
     "imagereward": ("reward_services.models.imagereward", "ImageReward"),
+    "clip_score": ("reward_services.models.clip_score", "ClipScore"),
+    "aesthetic": ("reward_services.models.aesthetic", "Aesthetic"),
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from reward_services.models.checkpoints import cast_towers, fetch, load_strict, read_state_dict, read_tokenizer
+from reward_services.models.head import RewardHead, head_of
 from reward_services.models.layouts import count_blocks, imagereward_to_transformers
 from reward_services.preprocess import imagereward_preprocess, square_side
 from reward_services.spec import PreprocessMode
@@ -25,29 +26,6 @@ VISION_CONFIG_FILE = "vision_config.json"
 MAX_TOKENS = 35
 VISION_LAYER_NORM_EPS = 1e-6
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
-_HEAD_HIDDEN = (1024, 128, 64, 16)
-
-
-class RewardHead(nn.Module):
-    """ImageReward's MLP: five linear maps with dropout between the first four and no activation."""
-
-    def __init__(self, width: int, hidden: Sequence[int] = _HEAD_HIDDEN):
-        super().__init__()
-        a, b, c, d = hidden
-        self.layers = nn.Sequential(
-            nn.Linear(width, a),
-            nn.Dropout(0.2),
-            nn.Linear(a, b),
-            nn.Dropout(0.2),
-            nn.Linear(b, c),
-            nn.Dropout(0.1),
-            nn.Linear(c, d),
-            nn.Linear(d, 1),
-        )
-
-    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 1"]:
-        """Return the reward before standardisation."""
-        return self.layers(features)
 
 
 class ImageReward(nn.Module):
@@ -94,9 +72,7 @@ class ImageReward(nn.Module):
         try:
             vision = BlipVisionModel(_vision_geometry(vision_state, described))
             text = BlipTextModel(_text_geometry(text_state, med_config), add_pooling_layer=False)
-            mlp = RewardHead(
-                text.config.hidden_size, [head_state[f"layers.{layer}.weight"].shape[0] for layer in (0, 2, 4, 6)]
-            )
+            mlp = head_of(head_state)
         except KeyError as error:
             raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {error}") from error
         for module, state in ((vision, vision_state), (text, text_state), (mlp, head_state)):

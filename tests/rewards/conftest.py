@@ -17,13 +17,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from reward_services.models.imagereward import RewardHead
+from reward_services.models.head import RewardHead
 from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
 from reward_services.spec import RewardSpec
 
 IMAGE_SIZE = 24
 WORDS = ("a", "red", "blue", "circle", "square", "on", "green", "it", "'", "s")
-KINDS = ("pickscore", "hps", "imagereward")
+KINDS = ("pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,14 +55,14 @@ def _clip_tokenizer(directory: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(str(directory))
 
 
-def _clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+def _clip(tokenizer: CLIPTokenizer, activation: str = "gelu") -> CLIPModel:
     text = {
         "hidden_size": 24,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 3,
         "vocab_size": len(tokenizer),
-        "hidden_act": "gelu",
+        "hidden_act": activation,
         "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {
@@ -72,7 +72,7 @@ def _clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": 4,
         "image_size": IMAGE_SIZE,
         "patch_size": 6,
-        "hidden_act": "gelu",
+        "hidden_act": activation,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     return _lively(model).eval()
@@ -99,6 +99,12 @@ def rewards_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = _clip_tokenizer(root / "tokenizer")
     write_pickscore(_clip(tokenizer), tokenizer, root / "pickscore")
     write_hps(_clip(tokenizer), tokenizer, root / "hps")
+    write_hps(_clip(tokenizer), tokenizer, root / "hps_v2")
+    (root / "hps_v2" / "HPS_v2.1_compressed.pt").rename(root / "hps_v2" / "HPS_v2_compressed.pt")
+    # PickScore's layout is transformers' own, in which OpenAI's CLIP is published too.
+    write_pickscore(_clip(tokenizer, "quick_gelu"), tokenizer, root / "clip_score")
+    write_pickscore(_clip(tokenizer, "quick_gelu"), tokenizer, root / "aesthetic")
+    torch.save(_lively(RewardHead(16)).state_dict(), root / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth")
     vocabulary = root / "bert" / "vocab.txt"
     vocabulary.parent.mkdir()
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "."]) + "\n")
