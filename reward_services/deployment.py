@@ -16,6 +16,7 @@ from reward_services.gradient import score_and_gradient
 from reward_services.models import load
 from reward_services.protocol import RewardError, RewardFailedError, check_request
 from reward_services.spec import RewardSpec
+from reward_services.upstream.environment import actor_options
 
 logger = logging.getLogger("ray.serve")
 
@@ -91,7 +92,7 @@ def build(args: RewardSpec) -> Application:
         # Enough in flight to fill one pass while another is computed, even if every request carries one picture.
         max_ongoing_requests=2 * spec.max_batch_images,
         max_queued_requests=spec.max_queued_requests,
-        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
+        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **actor_options(spec)},
         health_check_period_s=5,
         health_check_timeout_s=30,
         # A wrong checkpoint stays wrong: say so at once. Replicas that once ran are restarted for ever.

@@ -66,11 +66,9 @@ class ImageReward(nn.Module):
         """
         path = fetch(checkpoint, WEIGHTS_FILE)
         med_config = json.loads(fetch(checkpoint, TEXT_CONFIG_FILE).read_text())
-        sidecar = path.with_name(VISION_CONFIG_FILE)
-        described = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
         vision_state, text_state, head_state = imagereward_to_transformers(read_state_dict(path))
         try:
-            vision = BlipVisionModel(_vision_geometry(vision_state, described))
+            vision = BlipVisionModel(vision_geometry(vision_state, described_vision(path)))
             text = BlipTextModel(_text_geometry(text_state, med_config), add_pooling_layer=False)
             mlp = head_of(head_state)
         except KeyError as error:
@@ -101,7 +99,18 @@ class ImageReward(nn.Module):
         return (reward - _MEAN) / _STD
 
 
-def _vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
+def described_vision(weights: Path) -> dict[str, Any]:
+    """Return what a `vision_config.json` beside the weights says, if there is one."""
+    sidecar = weights.with_name(VISION_CONFIG_FILE)
+    return json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+
+
+def vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
+    """Return the vision tower's geometry.
+
+    Raises:
+        KeyError: a weight that tells it is missing.
+    """
     patches = state["embeddings.patch_embedding.weight"]
     positions = state["embeddings.position_embedding"].shape[1]
     width, patch = patches.shape[0], patches.shape[-1]
