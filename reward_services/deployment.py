@@ -31,6 +31,7 @@ from reward_services.protocol import (
     check_request,
 )
 from reward_services.spec import RewardSpec
+from reward_services.upstream.environment import actor_options
 
 logger = logging.getLogger("ray.serve")
 _HEALTH_CHECK_TIMEOUT_S = 30.0
@@ -165,7 +166,7 @@ def build(args: RewardSpec) -> Application:
         # Enough in flight to fill one pass while another is computed, even if every request carries one picture.
         max_ongoing_requests=2 * spec.max_batch_images,
         max_queued_requests=spec.max_queued_requests,
-        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
+        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **actor_options(spec)},
         health_check_period_s=spec.health_check_period_s,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         # A wrong checkpoint stays wrong: say so at once. Replicas that once ran are restarted for ever.

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RewardKind = Literal["pickscore", "hps", "imagereward"]
+RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic"]
+UPSTREAM_KINDS: tuple[RewardKind, ...] = ("hps", "hps_v2", "imagereward")
 PreprocessMode = Literal["exact", "smooth"]
 
 
@@ -41,6 +42,15 @@ class RewardSpec(BaseModel):
         min_length=1,
         description="Directory, file or hub id. A relative path is looked up from the working directory, "
         "then from the folder that holds this package.",
+    )
+    backend: Literal["native", "upstream"] = Field(
+        default="native",
+        description="upstream: computed by the published package, in its own environment, one picture at a time.",
+    )
+    upstream_environment: str | None = Field(
+        default=None,
+        description="Directory of that environment on every node, made by reward_services.upstream.prepare; "
+        "by default Ray's pip makes one when the first replica starts, which takes minutes and a package index.",
     )
     tokenizer: str | None = Field(
         default=None, description="Directory or hub id; by default beside the weights, else the published one."
@@ -107,6 +117,14 @@ class RewardSpec(BaseModel):
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(
                 f"max_replicas = {self.max_replicas}: is below num_replicas = {self.num_replicas}; raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _upstream_is_published(self) -> "RewardSpec":
+        if self.backend == "upstream" and self.model not in UPSTREAM_KINDS:
+            raise ValueError(
+                f"backend='upstream' exists for {', '.join(UPSTREAM_KINDS)}, not for model={self.model!r}: use native"
             )
         return self
 

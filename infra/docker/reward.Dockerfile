@@ -17,11 +17,16 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt ./
 RUN python -m pip install --quiet --no-cache-dir --constraint constraints.txt \
-    "ray[default,serve]" torch transformers pydantic safetensors huggingface_hub jaxtyping ftfy numpy
+    "ray[default,serve]" torch transformers pydantic safetensors huggingface_hub jaxtyping ftfy numpy pillow
 
 # The embedded world's rewards lie where configs/serve/rewards.yaml names them.
 COPY platform/slingstone/world/scenes/ platform/slingstone/world/scenes/
 COPY reward_services/ reward_services/
+
+# For `backend: upstream`, environments under /opt/upstream of the packages that are named:
+#   --build-arg UPSTREAM="imagereward hps"
+ARG UPSTREAM=""
+RUN if [ -n "$UPSTREAM" ]; then python -m reward_services.upstream.prepare /opt/upstream $UPSTREAM; fi
 
 ENV PYTHONPATH=/opt/slingstone \
     RAY_AUTH_MODE=token \

@@ -11,7 +11,15 @@ from reward_services.spec import RewardSpec
 _CLASSES = {
     "pickscore": ("reward_services.models.pickscore", "PickScore"),
     "hps": ("reward_services.models.hps", "HPS"),
+    "hps_v2": ("reward_services.models.hps", "HPSv2"),
     "imagereward": ("reward_services.models.imagereward", "ImageReward"),
+    "clip_score": ("reward_services.models.clip_score", "ClipScore"),
+    "aesthetic": ("reward_services.models.aesthetic", "Aesthetic"),
+}
+_UPSTREAM = {
+    "imagereward": ("reward_services.upstream.imagereward", "UpstreamImageReward"),
+    "hps": ("reward_services.upstream.hps", "UpstreamHPS"),
+    "hps_v2": ("reward_services.upstream.hps", "UpstreamHPSv2"),
 }
 
 
@@ -21,7 +29,7 @@ def load(spec: RewardSpec) -> RewardModel:
     Raises:
         ValueError: the checkpoint or its tokenizer cannot be read; the message names the reward.
     """
-    module, name = _CLASSES[spec.model]
+    module, name = (_UPSTREAM if spec.backend == "upstream" else _CLASSES)[spec.model]
     # Each reward's dependencies are imported only when it is asked for.
     reward: Any = getattr(import_module(module), name)
     try:

@@ -52,6 +52,32 @@ def fetch(checkpoint: str | Path, filename: str) -> Path:
         ) from error
 
 
+def weights_file(checkpoint: str | Path, published: str) -> Path:
+    """Return the file of weights that a checkpoint means, downloaded first if it lies on the hub.
+
+    Args:
+        checkpoint: a file; a directory with `published` or one other file of its suffix; or `owner/repository`, with
+            or without `/file`, on the hub.
+        published: name of the published file.
+
+    Raises:
+        ValueError: there is no such file, or several.
+    """
+    suffix = Path(published).suffix
+    found = local_path(checkpoint)
+    if found is None and str(checkpoint).endswith(suffix) and str(checkpoint).count("/") == 2:
+        repository, _, filename = str(checkpoint).rpartition("/")
+        return fetch(repository, filename)
+    if found is None or (found / published).is_file():
+        return fetch(checkpoint, published)
+    if found.is_file():
+        return found
+    files = sorted(found.glob(f"*{suffix}"))
+    if len(files) != 1:
+        raise ValueError(f"checkpoint {str(checkpoint)!r} holds {len(files)} {suffix} files: name the one to load")
+    return files[0]
+
+
 def read_tokenizer(kind: type[Tokenizer], source: str) -> Tokenizer:
     """Return the tokenizer of a directory or hub id.
 

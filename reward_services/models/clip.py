@@ -1,4 +1,4 @@
-"""Cosine similarity of pictures and prompts by a CLIP model: the common part of PickScore and HPS."""
+"""Cosine similarity of pictures and prompts by a CLIP model: the common part of PickScore, HPS and CLIP score."""
 
 import html
 import re

@@ -6,7 +6,7 @@ Source: Wu et al., arXiv:2306.09341; weights xswu/HPSv2.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,11 +15,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from reward_services.models.checkpoints import (
     cast_towers,
-    fetch,
     load_strict,
-    local_path,
     read_state_dict,
     read_tokenizer,
+    weights_file,
 )
 from reward_services.models.clip import (
     PUBLISHED_TOKENIZER,
@@ -39,7 +38,9 @@ _VISION_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 
 
 class HPS(nn.Module):
-    """`cos(image, text)`; published weights give .23 to .29 (v2), .14 to .34 (v2.1); tables show 100 times that."""
+    """`cos(image, text)` by v2.1; published weights give .14 to .34; tables show 100 times that."""
+
+    published_file: ClassVar[str] = PUBLISHED_FILE
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocess: PreprocessMode = "exact"):
         super().__init__()
@@ -55,7 +56,7 @@ class HPS(nn.Module):
         preprocess: PreprocessMode = "exact",
         dtype: torch.dtype = torch.float32,
     ) -> "HPS":
-        """Read a `.pt` file, a directory that holds one, or `owner/repository[/file]` on the hub.
+        """Read a `.pt` file, a directory with the published one or one other, or `owner/repository[/file]` on the hub.
 
         The geometry comes from the state dict, or from an `open_clip_config.json` beside it where heads differ from
         open_clip's own towers. The tokenizer lies beside the weights or is the published one.
@@ -63,7 +64,7 @@ class HPS(nn.Module):
         Raises:
             ValueError: the checkpoint is absent, truncated, or not an open_clip CLIP model.
         """
-        path = _weights_file(checkpoint)
+        path = weights_file(checkpoint, cls.published_file)
         state = open_clip_to_transformers(read_state_dict(path))
         sidecar = path.with_name(GEOMETRY_FILE)
         described = json.loads(sidecar.read_text())["model_cfg"] if sidecar.is_file() else {}
@@ -79,19 +80,10 @@ class HPS(nn.Module):
         return self.similarity(self.preprocess(images), prompts)
 
 
-def _weights_file(checkpoint: str | Path) -> Path:
-    found = local_path(checkpoint)
-    if found is None and str(checkpoint).endswith(".pt") and str(checkpoint).count("/") == 2:
-        repository, _, filename = str(checkpoint).rpartition("/")
-        return fetch(repository, filename)
-    if found is None or (found / PUBLISHED_FILE).is_file():
-        return fetch(checkpoint, PUBLISHED_FILE)
-    if found.is_file():
-        return found
-    files = sorted(found.glob("*.pt"))
-    if len(files) != 1:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} holds {len(files)} .pt files: name the one to load")
-    return files[0]
+class HPSv2(HPS):
+    """The same by v2, whose weights alone differ; published ones give .23 to .29."""
+
+    published_file = "HPS_v2_compressed.pt"
 
 
 def _geometry(state: Mapping[str, Tensor], described: Mapping[str, Any], path: Path) -> CLIPConfig:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from reward_services.models.checkpoints import cast_towers, fetch, load_strict, read_state_dict, read_tokenizer
+from reward_services.models.head import RewardHead, head_of
 from reward_services.models.layouts import count_blocks, imagereward_to_transformers
 from reward_services.preprocess import imagereward_preprocess, square_side
 from reward_services.spec import PreprocessMode
@@ -25,29 +26,6 @@ VISION_CONFIG_FILE = "vision_config.json"
 MAX_TOKENS = 35
 VISION_LAYER_NORM_EPS = 1e-6
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
-_HEAD_HIDDEN = (1024, 128, 64, 16)
-
-
-class RewardHead(nn.Module):
-    """ImageReward's MLP: five linear maps with dropout between the first four and no activation."""
-
-    def __init__(self, width: int, hidden: Sequence[int] = _HEAD_HIDDEN):
-        super().__init__()
-        a, b, c, d = hidden
-        self.layers = nn.Sequential(
-            nn.Linear(width, a),
-            nn.Dropout(0.2),
-            nn.Linear(a, b),
-            nn.Dropout(0.2),
-            nn.Linear(b, c),
-            nn.Dropout(0.1),
-            nn.Linear(c, d),
-            nn.Linear(d, 1),
-        )
-
-    def forward(self, features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 1"]:
-        """Return the reward before standardisation."""
-        return self.layers(features)
 
 
 class ImageReward(nn.Module):
@@ -88,15 +66,11 @@ class ImageReward(nn.Module):
         """
         path = fetch(checkpoint, WEIGHTS_FILE)
         med_config = json.loads(fetch(checkpoint, TEXT_CONFIG_FILE).read_text())
-        sidecar = path.with_name(VISION_CONFIG_FILE)
-        described = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
         vision_state, text_state, head_state = imagereward_to_transformers(read_state_dict(path))
         try:
-            vision = BlipVisionModel(_vision_geometry(vision_state, described))
+            vision = BlipVisionModel(vision_geometry(vision_state, described_vision(path)))
             text = BlipTextModel(_text_geometry(text_state, med_config), add_pooling_layer=False)
-            mlp = RewardHead(
-                text.config.hidden_size, [head_state[f"layers.{layer}.weight"].shape[0] for layer in (0, 2, 4, 6)]
-            )
+            mlp = head_of(head_state)
         except KeyError as error:
             raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {error}") from error
         for module, state in ((vision, vision_state), (text, text_state), (mlp, head_state)):
@@ -125,7 +99,18 @@ class ImageReward(nn.Module):
         return (reward - _MEAN) / _STD
 
 
-def _vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
+def described_vision(weights: Path) -> dict[str, Any]:
+    """Return what a `vision_config.json` beside the weights says, if there is one."""
+    sidecar = weights.with_name(VISION_CONFIG_FILE)
+    return json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+
+
+def vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
+    """Return the vision tower's geometry.
+
+    Raises:
+        KeyError: a weight that tells it is missing.
+    """
     patches = state["embeddings.patch_embedding.weight"]
     positions = state["embeddings.position_embedding"].shape[1]
     width, patch = patches.shape[0], patches.shape[-1]

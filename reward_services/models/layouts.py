@@ -54,7 +54,7 @@ _BLIP_BLOCK_MODULES = {
 }
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
 # Contrastive heads of BLIP's pretraining, which the reward does not use, and a buffer of indices.
-_IMAGEREWARD_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+IMAGEREWARD_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
 
 def open_clip_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def imagereward_to_transformers(
     text: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name.startswith(_IMAGEREWARD_UNUSED):
+        if name.startswith(IMAGEREWARD_UNUSED):
             continue
         if name.startswith(_VISION):
             vision[_blip_vision_name(name.removeprefix(_VISION))] = tensor

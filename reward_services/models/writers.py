@@ -9,6 +9,7 @@ from transformers import BertTokenizer, BlipTextModel, BlipVisionModel, CLIPMode
 
 from reward_services.models import hps, imagereward
 from reward_services.models.clip import tower_configs
+from reward_services.models.head import RewardHead
 from reward_services.models.layouts import transformers_to_imagereward, transformers_to_open_clip
 
 
@@ -62,7 +63,7 @@ def write_hps(
 def write_imagereward(
     vision: BlipVisionModel,
     text: BlipTextModel,
-    mlp: imagereward.RewardHead,
+    mlp: RewardHead,
     tokenizer: BertTokenizer,
     directory: str | Path,
     dtype: torch.dtype = torch.float32,

@@ -13,13 +13,20 @@ from transformers import BertTokenizer, CLIPTokenizer
 
 from reward_services.models import load
 from reward_services.models.checkpoints import fetch, local_path, read_state_dict
-from reward_services.models.hps import HPS, PUBLISHED_FILE
+from reward_services.models.head import RewardHead
+from reward_services.models.hps import HPS, PUBLISHED_FILE, HPSv2
 from reward_services.models.imagereward import ImageReward
 from reward_services.models.pickscore import PickScore
 from reward_services.spec import RewardSpec
 
 Spec = Callable[..., RewardSpec]
-WEIGHTS = {"pickscore": "model.safetensors", "hps": PUBLISHED_FILE, "imagereward": "ImageReward.pt"}
+WEIGHTS = {
+    "pickscore": "model.safetensors",
+    "hps": PUBLISHED_FILE,
+    "imagereward": "ImageReward.pt",
+    "clip_score": "model.safetensors",
+    "aesthetic": "sac+logos+ava1-l14-linearMSE.pth",
+}
 KINDS = tuple(WEIGHTS)
 
 
@@ -141,6 +148,33 @@ def test_hps_loads_from_a_file_a_directory_or_a_directory_with_one_other_file(re
         HPS.load(directory)
 
 
+def test_of_both_published_files_each_version_takes_its_own(rewards_root: Path, tmp_path: Path):
+    directory = _copy(rewards_root, "hps", tmp_path)
+    state = read_state_dict(directory / PUBLISHED_FILE)
+    torch.save({"state_dict": state | {"visual.proj": -state["visual.proj"]}}, directory / HPSv2.published_file)
+    images = torch.rand(1, 3, 24, 24)
+    scores = [kind.load(directory).eval().score(images, ["red"]) for kind in (HPS, HPSv2)]
+    assert torch.equal(scores[0], -scores[1])
+
+
+def test_the_published_aesthetic_head_has_its_size_and_reads_beside_another_tower(
+    spec: Spec, rewards_root: Path, tmp_path: Path
+):
+    # The published file has 3,714,759 bytes: 4 a parameter and some for names.
+    assert 3_714_759 - 4 * sum(parameter.numel() for parameter in RewardHead(768).parameters()) < 4096
+    directory = _copy(rewards_root, "aesthetic", tmp_path)
+    weights = directory / WEIGHTS["aesthetic"]
+    named = spec("aesthetic", checkpoint=str(weights.rename(directory / "head.pth")))
+    images = torch.rand(1, 3, 24, 24)
+    assert torch.equal(load(named).score(images, ["a"]), load(spec("aesthetic")).score(images, ["a"]))
+    torch.save(RewardHead(768).state_dict(), directory / "head.pth")
+    with pytest.raises(ValueError, match=r"embeddings of width 768, the CLIP model .* gives 16"):
+        load(named)
+    torch.save(dict(list(RewardHead(16).state_dict().items())[:4]), directory / "head.pth")
+    with pytest.raises(ValueError, match="not a whole aesthetic head"):
+        load(named)
+
+
 def test_hps_on_the_hub_names_its_file(spec: Spec):
     with pytest.raises(ValueError, match="'xswu/HPSv2' is neither"):
         load(spec("hps", checkpoint="xswu/HPSv2/HPS_v2_compressed.pt"))
@@ -194,14 +228,17 @@ def test_a_tokenizer_may_lie_elsewhere(spec: Spec, rewards_root: Path, tmp_path:
     assert torch.equal(elsewhere.score(images, ["red"]), load(spec("hps")).score(images, ["red"]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "aesthetic"])
 def test_without_any_tokenizer_the_message_says_where_one_was_sought(
     spec: Spec, rewards_root: Path, tmp_path: Path, kind: str
 ):
     directory = _copy(rewards_root, kind, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (directory / name).unlink(missing_ok=True)
-    published = {"imagereward": "google-bert/bert-base-uncased"}.get(kind, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    published = {
+        "imagereward": "google-bert/bert-base-uncased",
+        "clip_score": "openai/clip-vit-large-patch14",
+    }.get(kind, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
     with pytest.raises(ValueError, match=rf"tokenizer '{published}'"):
         load(spec(kind, checkpoint=str(directory)))
 

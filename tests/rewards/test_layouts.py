@@ -13,8 +13,9 @@ from transformers import (
 )
 
 from reward_services.models import load
+from reward_services.models.head import RewardHead
 from reward_services.models.hps import HPS
-from reward_services.models.imagereward import ImageReward, RewardHead
+from reward_services.models.imagereward import ImageReward
 from reward_services.models.layouts import (
     imagereward_to_transformers,
     open_clip_to_transformers,

@@ -14,11 +14,11 @@ from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPTo
 
 from reward_services.gradient import score_and_gradient
 from reward_services.models import load
-from reward_services.preprocess import hps_preprocess, imagereward_preprocess
+from reward_services.preprocess import CLIP_MEAN, CLIP_STD, hps_preprocess, imagereward_preprocess
 from reward_services.spec import RewardSpec
 
 Spec = Callable[..., RewardSpec]
-KINDS = ("pickscore", "hps", "imagereward")
+KINDS = ("pickscore", "hps", "imagereward", "clip_score", "aesthetic")
 PROMPTS = ["a red circle", "it's a blue square on green", "green"]
 VISION_HEADS, TEXT_HEADS = 4, 3
 
@@ -187,6 +187,44 @@ def test_imagereward_is_blip_and_an_mlp_on_the_first_token(spec: Spec, rewards_r
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
+def _embeddings(directory: Path, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised embeddings of pictures at the model's own size and of PROMPTS, by transformers."""
+    tokens = CLIPTokenizer.from_pretrained(str(directory))(PROMPTS, padding=True, return_tensors="pt")
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (CLIP_MEAN, CLIP_STD))
+    output = CLIPModel.from_pretrained(str(directory)).eval()(**tokens, pixel_values=(images - mean) / std)
+    return output.image_embeds, output.text_embeds
+
+
+def test_clip_score_is_the_cosine_of_transformers_embeddings(spec: Spec, rewards_root: Path, images: Tensor):
+    leaf = images[..., :24, :24].clone().requires_grad_(True)
+    pictures, texts = _embeddings(rewards_root / "clip_score", leaf)
+    expected = F.cosine_similarity(pictures, texts)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), leaf)
+
+    scores, gradient = score_and_gradient(load(spec("clip_score")), leaf.detach(), PROMPTS)
+    torch.testing.assert_close(scores, expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_aesthetic_is_five_matrices_on_the_normalised_embedding(spec: Spec, rewards_root: Path, images: Tensor):
+    state = torch.load(rewards_root / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth", weights_only=True)
+    leaf = images[..., :24, :24].clone().requires_grad_(True)
+    expected, _ = _embeddings(rewards_root / "aesthetic", leaf)
+    for layer in (0, 2, 4, 6, 7):
+        expected = expected @ state[f"layers.{layer}.weight"].T + state[f"layers.{layer}.bias"]
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), leaf)
+
+    scores, gradient = score_and_gradient(load(spec("aesthetic")), leaf.detach(), PROMPTS)
+    torch.testing.assert_close(scores, expected.detach()[:, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(load(spec("aesthetic")).score(leaf, ["on", "on", "a"]), scores)
+
+
+def test_hps_v2_is_another_file_of_the_same_architecture(spec: Spec, rewards_root: Path, images: Tensor):
+    assert [path.name for path in (rewards_root / "hps_v2").glob("*.pt")] == ["HPS_v2_compressed.pt"]
+    assert torch.equal(load(spec("hps_v2")).score(images, PROMPTS), load(spec("hps")).score(images, PROMPTS))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_the_directional_derivative_in_double_precision(spec: Spec, kind: str, images: Tensor):
     model = load(spec(kind, preprocess="smooth")).double()
@@ -242,7 +280,7 @@ def test_bfloat16_towers_keep_a_single_precision_head(spec: Spec, kind: str, ima
     assert scores.dtype == gradient.dtype == torch.float32
     expected, expected_gradient = score_and_gradient(single, images, PROMPTS)
     # bfloat16 has 8 bits; two layers deep an embedding is good to about 2 %, a cosine's slope to that of its angle.
-    spread = {"pickscore": math.exp(3.0), "hps": 1.0, "imagereward": 1.0}[kind]
+    spread = math.exp(3.0) if kind == "pickscore" else 1.0
     assert (scores - expected).abs().max() < 0.03 * spread
     assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), dim=0) > 0.99
 
@@ -256,7 +294,7 @@ def test_a_reward_can_be_trained_and_then_served_frozen(spec: Spec, kind: str, i
     loss = -model.score(images, PROMPTS).sum()
     loss.backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert unused == (["similarity.model.logit_scale"] if kind == "hps" else [])
+    assert unused == (["similarity.model.logit_scale"] if kind in ("hps", "clip_score") else [])
     optimizer.step()
     model.requires_grad_(False).eval()
     assert (model.score(images, PROMPTS).sum() > before.sum()).item(), "stale text embeddings would hide the step"

@@ -18,8 +18,9 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from reward_services.models.head import RewardHead
 from reward_services.models.hps import HPS
-from reward_services.models.imagereward import ImageReward, RewardHead
+from reward_services.models.imagereward import ImageReward
 from reward_services.models.pickscore import PickScore
 from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
 from slingstone.world.drawing import SIZE

@@ -1,0 +1,6 @@
+"""Names that timm and open_clip import."""
+
+from torchvision.absent import Absent
+
+
+class FrozenBatchNorm2d(Absent): ...  # noqa: D101
