@@ -95,7 +95,8 @@ class UpstreamImageReward(nn.Module):
         missing = [name for name in model.state_dict() if name not in state and not name.startswith(IMAGEREWARD_UNUSED)]
         if missing:
             raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {missing[:3]}")
-        return cls(model, int(str(geometry.image_size)), preprocess)
+        assert isinstance(geometry.image_size, int)
+        return cls(model, geometry.image_size, preprocess)
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""
