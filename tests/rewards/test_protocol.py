@@ -74,7 +74,7 @@ def test_a_spec_names_its_application():
     "change",
     [
         {"name": "Has Spaces"},
-        {"model": "aesthetic"},
+        {"model": "beauty"},
         {"checkpoint": ""},
         {"preprocess": "sharp"},
         {"dtype": "float16"},

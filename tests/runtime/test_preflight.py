@@ -69,8 +69,8 @@ def test_a_run_may_grow_but_not_become_another(tmp_path):
     (history.directory / "checkpoint_1").mkdir()
     history.check(run)
     history.check(load(SCENES, ["training.num_images=99999", "rewards.lifecycle=external"]))
-    with pytest.raises(ValueError, match=r"differs in seed \(0 -> 1\), training.batch_size \(64 -> 32\)"):
-        history.check(load(SCENES, ["training.batch_size=32", "seed=1"]))
+    with pytest.raises(ValueError, match=r"differs in seed \(0 -> 1\), training.batch_size \(32 -> 64\)"):
+        history.check(load(SCENES, ["training.batch_size=64", "seed=1"]))
 
 
 def test_a_run_that_left_no_checkpoint_is_forgotten(tmp_path):

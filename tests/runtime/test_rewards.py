@@ -40,7 +40,7 @@ def test_weights_and_scales_are_those_of_the_configuration_and_held_out_rewards_
     terms = panel(load(SCENES, overrides), ASKED).terms
     assert [(term.name, term.weight, term.scale) for term in terms] == [
         ("pickscore", 2.0, Scale(21.0, 1.5)),
-        ("hps", 1.0, RunningScale(50.0)),
+        ("hps", 20.0, RunningScale(50.0)),
     ]
     assert panel(load(SCENES, ["objective.reward_weight=0"]), ASKED).terms == []
 

@@ -217,7 +217,7 @@ def test_an_interrupted_sweep_goes_on_past_a_failed_trial_to_a_recommended_run(c
     assert Image.open(few.directory / "pareto.png").size > (300, 300)
     written = (few.directory / "table.md").read_text()
     assert written == table.markdown(few.sweep, summary)
-    assert written.count("failed: ") == 1
+    assert written.count("| failed: ") == 1
 
     client = mlflow.MlflowClient(summary["mlflow_uri"])
     experiment = client.get_experiment_by_name("slingstone")

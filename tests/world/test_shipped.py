@@ -55,11 +55,12 @@ def test_the_guided_reference_knows_its_captions(family, one_thing):
     assert accuracy >= 0.8  # 90 % on 160 pictures in 50 steps; these are 40 in 25
 
 
-def test_the_initial_generator_is_worth_aligning_and_leaves_room(family, one_thing):
-    found = evaluate(one_step_sampler(family, family.generator), one_thing, rewards={}, oracle=Oracle(), batch_size=40)
+def test_the_initial_generator_is_worth_aligning_and_leaves_room(family):
+    prompts = read_prompts(str(ROOT / RUN.evaluation.prompts))
+    found = evaluate(one_step_sampler(family, family.generator), prompts, rewards={}, oracle=Oracle(), batch_size=64)
     accuracy = found.metrics["caption_accuracy"].mean
     assert accuracy is not None
-    assert 0.3 <= accuracy <= 0.95
+    assert 0.45 <= accuracy <= 0.75  # .59 on 512 pictures; these are 128
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in RUN.rewards.services])
