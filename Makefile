@@ -29,10 +29,10 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate world mlflow stop test check format bench parity clean
+.PHONY: help setup align sweep evaluate world mlflow stop test test-slow infra-services check format bench parity clean
 
 help: ## list the commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with the versions of constraints.txt
 
@@ -60,8 +60,11 @@ stop: $(STAMP) ## stop the local Ray cluster that `make align` started
 	@$(BIN)/python jobs/head.py stop
 
 test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
-	$(BIN)/python -m pytest -m "not gpu" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
+	$(BIN)/python -m pytest -m "not gpu and not slow" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
 	  --cov-report=term --cov-fail-under=85
+
+test-slow: $(STAMP) ## run the tests that take minutes each: several nodes, network namespaces, an MLflow server
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
 	$(BIN)/ruff format --check .
@@ -78,6 +81,9 @@ bench: $(STAMP) ## measure the platform's cost against a plain training loop
 
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)
+
+infra-services: ## install Debian's Postgres and iproute2, which some slow tests start; as root
+	apt-get update --quiet --quiet && apt-get install --yes --no-install-recommends postgresql iproute2
 
 clean: ## delete outputs and caches; .venv stays
 	rm -rf outputs .pytest_cache .ruff_cache .coverage .import_linter_cache dist build

@@ -30,7 +30,7 @@ from reward_services.protocol import (
     RewardModel,
     check_request,
 )
-from reward_services.spec import RewardSpec
+from reward_services.spec import RewardSpec, label_selector
 from reward_services.upstream.environment import actor_options
 
 logger = logging.getLogger("ray.serve")
@@ -150,6 +150,11 @@ class RewardService:
         return scores.float().cpu().numpy(), gradient.float().cpu().numpy()
 
 
+def _actor_options(spec: RewardSpec) -> dict[str, Any]:
+    selector = {} if spec.node_label is None else {"label_selector": label_selector(spec.node_label)}
+    return {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **selector, **actor_options(spec)}
+
+
 def build(args: RewardSpec) -> Application:
     """Return the application of one reward, for `serve.run`, `serve deploy` and configs/serve alike."""
     spec = RewardSpec(**{name: getattr(args, name) for name in RewardSpec.model_fields})
@@ -166,7 +171,7 @@ def build(args: RewardSpec) -> Application:
         # Enough in flight to fill one pass while another is computed, even if every request carries one picture.
         max_ongoing_requests=2 * spec.max_batch_images,
         max_queued_requests=spec.max_queued_requests,
-        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **actor_options(spec)},
+        ray_actor_options=_actor_options(spec),
         health_check_period_s=spec.health_check_period_s,
         health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
         # A wrong checkpoint stays wrong: say so at once. Replicas that once ran are restarted for ever.

@@ -1,12 +1,22 @@
 """What to serve: one reward, its weights and its resources, as a frozen pydantic object. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic"]
 UPSTREAM_KINDS: tuple[RewardKind, ...] = ("hps", "hps_v2", "imagereward")
 PreprocessMode = Literal["exact", "smooth"]
+NodeLabel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*$", max_length=200)]
+"""A label that a node of the cluster must carry, as `label=value`."""
+
+
+def label_selector(label: str | None) -> dict[str, str]:
+    """Return Ray's selector of the nodes that carry a label; empty for any node."""
+    if label is None:
+        return {}
+    key, _, value = label.partition("=")
+    return {key: value}
 
 
 class HttpSpec(BaseModel):
@@ -76,6 +86,10 @@ class RewardSpec(BaseModel):
         description="CPUs a replica reserves, 0 for none; also its torch threads, at least 1.",
     )
     num_gpus: float = Field(default=0.0, ge=0, description="Share of a GPU a replica reserves.")
+    node_label: NodeLabel | None = Field(
+        default=None,
+        description="label=value of the nodes on which replicas run (ray start --labels); null is any node.",
+    )
     max_batch_images: int = Field(
         default=16, ge=1, description="Most images of one forward pass; a larger request is computed in several."
     )

@@ -57,6 +57,16 @@ def at_start(spec: dict[str, Any]) -> dict[str, float]:
     return total
 
 
+def nodes_at_start(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the nodes that a Ray cluster has before the autoscaler adds one, as `ray.nodes` would give them."""
+    nodes: list[dict[str, Any]] = [{"Alive": True, "Labels": {}, "Resources": {}}]
+    for group in spec["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        resources = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+        nodes += [{"Alive": True, "Labels": group["labels"], "Resources": resources}] * group["minReplicas"]
+    return nodes
+
+
 def entrypoint(command: str) -> tuple[Path, list[str], list[str]]:
     """Split `cd DIRECTORY && python JOB CONFIG [path=value ...]` into directory, [job, config] and overrides."""
     change, directory, then, python, job, config, *overrides = shlex.split(command)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,21 @@ def given(path: Path, word: str) -> list[str]:
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 def test_python_is_the_one_that_constraints_were_tried_with(path):
     assert given(path, "FROM") == [f"python:{PROJECT['tool']['pyright']['pythonVersion']}-slim-bookworm"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_hadolint_finds_nothing(path):
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([str(hadolint), "--no-color", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_would_find_what_is_unpinned(tmp_path):
+    (tmp_path / "Dockerfile").write_text("FROM python:latest\nRUN pip install torch\n")
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([str(hadolint), str(tmp_path / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert {"DL3007", "DL3013"} <= set(re.findall(r"DL\d+", done.stdout))
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)

@@ -88,6 +88,10 @@ def test_ray_up_accepts_the_launchers_file():
     jsonschema.Draft7Validator(schema).validate(launcher)
     types = launcher["available_node_types"]
     assert launcher["head_node_type"] in types
+    labels = {name: node.get("labels") for name, node in types.items() if name != launcher["head_node_type"]}
+    assert labels == {name: {"slingstone/group": name} for name in labels}, (
+        "what placements name, as in KubeRay's groups"
+    )
     assert sum(node.get("max_workers", 0) for node in types.values()) <= launcher["max_workers"]
     assert any(option == f"--volume {STORAGE}:{STORAGE}" for option in launcher["docker"]["run_options"])
 

@@ -7,8 +7,10 @@ import jsonschema
 import pytest
 import yaml
 
-from slingstone.config import load
-from slingstone.runtime import preflight
+from slingstone.config import Comparison, Sweep, load, load_as
+from slingstone.runtime import placement, preflight
+from slingstone.runtime.sweep import plan
+from slingstone.runtime.sweep.driver import concurrency
 from tests.infra.facts import (
     IN_IMAGE,
     PINNED,
@@ -18,6 +20,7 @@ from tests.infra.facts import (
     at_start,
     entrypoint,
     groups,
+    nodes_at_start,
     overlay,
     overlays,
     ray_spec,
@@ -138,8 +141,50 @@ def test_the_job_runs_what_the_repository_holds_and_its_cluster_can_hold_it():
     assert run.storage == STORAGE
     available = at_start(ray_spec(items))
     preflight.fits(run, available)
+    placement.check(run, nodes_at_start(ray_spec(items)))
     with pytest.raises(ValueError, match="the cluster has"):
         preflight.fits(run, available | {"GPU": available["GPU"] - 1})
+
+
+def test_the_sweeps_cluster_holds_its_trials(tmp_path):
+    items = overlay("sweep")
+    directory, (script, config), overrides = entrypoint(items["RayJob/sweep"]["spec"]["entrypoint"])
+    assert directory == IN_IMAGE
+    assert (ROOT / script).is_file()
+    assert load_as(Sweep, ROOT / config, overrides).storage == STORAGE
+    planned = plan.prepare(load_as(Sweep, ROOT / config, [*overrides, f"storage={tmp_path}"]))
+    planned.begin()
+    assert (planned.run.runtime.use_gpu, planned.run.placement.trainer) == (True, "slingstone/group=trainer")
+    spec = ray_spec(items)
+    assert concurrency(planned, at_start(spec), nodes_at_start(spec)) == 8, "one trial a GPU"
+
+
+def test_the_evaluations_cluster_holds_its_workers_and_judges_what_the_run_exports():
+    items = overlay("evaluate")
+    directory, (script, config), overrides = entrypoint(items["RayJob/evaluate"]["spec"]["entrypoint"])
+    assert directory == IN_IMAGE
+    assert (ROOT / script).is_file()
+    asked = load_as(Comparison, ROOT / config, overrides)
+    assert asked.storage == STORAGE
+    assert f"{STORAGE}/align/scenes" in {getattr(model, "run", None) for model in asked.models}
+    spec = ray_spec(items)
+    placement.check_groups(asked.placement, asked.rewards, nodes_at_start(spec))
+    assert asked.workers.num_workers <= at_start(spec)["GPU"]
+
+
+@pytest.mark.parametrize("name", ["align", "sweep", "evaluate"])
+def test_a_job_frees_its_cluster_and_gives_up_waiting(name):
+    (job,) = (item["spec"] for key, item in overlay(name).items() if key.startswith("RayJob/"))
+    assert job["shutdownAfterJobFinishes"]
+    assert job["preRunningDeadlineSeconds"] > 0
+    assert job["submissionMode"] == "HTTPMode"
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_groups_carry_the_label_that_placements_name(name):
+    for group in ray_spec(overlay(name))["workerGroupSpecs"]:
+        assert group["labels"] == {"slingstone/group": group["groupName"]}
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 60, "time to drain before a spot node goes"
 
 
 def test_the_demo_fits_the_small_cluster():

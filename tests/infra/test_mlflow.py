@@ -29,6 +29,16 @@ def test_server_and_clients_are_of_the_same_version():
     assert container("Deployment/mlflow")["image"] == f"slingstone/mlflow:{PINNED['mlflow']}"
 
 
+def test_the_uri_names_the_driver_that_the_image_installs():
+    """SQLAlchemy takes psycopg 3 where a URI names no driver."""
+    dockerfile = (INFRA / "docker" / "mlflow.Dockerfile").read_text()
+    assert f"psycopg2-binary=={PINNED['psycopg2-binary']}" in dockerfile
+    assert f"boto3=={PINNED['boto3']}" in dockerfile
+    composed = COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    for uri in (composed, environment("Deployment/mlflow")["MLFLOW_BACKEND_STORE_URI"]):
+        assert urlsplit(uri).scheme == "postgresql+psycopg2"
+
+
 def test_compose_and_kubernetes_run_the_same_images():
     composed = {service["image"] for service in COMPOSE["services"].values()}
     assert composed == {container(key)["image"] for key in WORKLOADS}

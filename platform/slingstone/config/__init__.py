@@ -3,6 +3,7 @@
 from slingstone.config.comparison import Comparison
 from slingstone.config.experiment import Experiment
 from slingstone.config.loading import ConfigError, flatten, load, load_as, to_yaml
+from slingstone.config.placement import Placement
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
@@ -35,6 +36,7 @@ __all__ = [
     "Models",
     "Objective",
     "Optimizer",
+    "Placement",
     "PseudoHuber",
     "ReferenceSampling",
     "RewardEntry",

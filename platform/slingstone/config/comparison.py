@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from slingstone.config.experiment import Contradiction
+from slingstone.config.placement import Placement
 from slingstone.config.rewards import Rewards
 from slingstone.config.tree import Models, Name, PathText, Section, Tracking
 
@@ -144,6 +145,8 @@ class Comparison(Section):
     """Prompts of each contact sheet, from the set's start."""
     workers: Actors = Actors()
     """Where pictures are drawn."""
+    placement: Placement = Placement()
+    """On which nodes of the cluster."""
     tracking: Tracking = Tracking()
     """Where MLflow keeps the results."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from slingstone.config.placement import Placement
 from slingstone.config.rewards import Rewards
 from slingstone.config.tree import (
     Data,
@@ -42,6 +43,8 @@ class Experiment(Section):
     """How long and how fast."""
     runtime: Runtime = Runtime()
     """Where it happens."""
+    placement: Placement = Placement()
+    """On which nodes of the cluster."""
     evaluation: Evaluation
     """The measurement before, during and after."""
     tracking: Tracking = Tracking()
@@ -90,6 +93,9 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
     if run.runtime.offload == "cpu" and (run.runtime.engine == "torch" or run.runtime.zero_stage == 0):
         remedy = "set engine: deepspeed and zero_stage 1, 2 or 3, or offload: none"
         yield Contradiction("runtime.offload", "cpu", f"needs sharded optimizer states; {remedy}")
+    if run.placement.trainer_gpu_share < 1 and not run.runtime.use_gpu:
+        share = run.placement.trainer_gpu_share
+        yield Contradiction("placement.trainer_gpu_share", share, "has no GPU to share; set runtime.use_gpu: true")
     if run.runtime.precision == "bf16" and run.runtime.engine == "deepspeed" and run.runtime.zero_stage == 0:
         remedy = "set zero_stage 1, 2 or 3, or engine: torch"
         yield Contradiction(

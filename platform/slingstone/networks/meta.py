@@ -1,12 +1,14 @@
 """A pipeline's networks on torch's meta device: their shapes without weights, from the configurations alone."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from slingstone.networks.activations import Graph, graph_bytes
 from slingstone.networks.layouts import LAYOUTS, Layout
@@ -24,8 +26,7 @@ def traced(directory: Path, checkpointed: bool, precision: str, decoder_precisio
         precision: of the network.
         decoder_precision: of the decoder.
     """
-    layout = LAYOUTS[json.loads((directory / "model_index.json").read_text())["_class_name"]]
-    network, vae = _empty(layout.kind, directory / layout.network), _empty(AutoencoderKL, directory / "vae")
+    layout, network, vae = _parts(directory)
     nn.Module.to(network, DTYPES[precision])
     nn.Module.to(vae, DTYPES[decoder_precision]).requires_grad_(False)
     if checkpointed:
@@ -45,6 +46,36 @@ def traced(directory: Path, checkpointed: bool, precision: str, decoder_precisio
     latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=True)
     decoder = graph_bytes(vae, lambda: vae.decode(latents.to(vae.dtype), return_dict=False)[0].float())
     return graph(frozen=False), graph(frozen=True), decoder
+
+
+def forward_flops(directory: Path) -> tuple[int, int]:
+    """Return the FLOPs of one image's forward pass through the network and through the decoder."""
+    layout, network, vae = _parts(directory)
+    side, condition = network.config["sample_size"], _condition(layout, network.config, directory)
+    schedule = layout.process.schedule(json.loads((directory / "scheduler" / "scheduler_config.json").read_text()))
+    output = layout.output(schedule)
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    latents = torch.empty(1, network.config["in_channels"], side, side, device="meta")
+
+    def flops(forward: Callable[[], Any]) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward()
+        return counter.get_total_flops()
+
+    decoded = flops(lambda: vae.decode(latents, return_dict=False))
+    return flops(lambda: output(network, latents, t, condition)), decoded
+
+
+def picture_side(directory: Path) -> int:
+    """Return the height and width of a pipeline's pictures."""
+    _, network, vae = _parts(directory)
+    return network.config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def _parts(directory: Path) -> tuple[Layout, Any, Any]:
+    """Return a pipeline's layout, denoising network and autoencoder."""
+    layout = LAYOUTS[json.loads((directory / "model_index.json").read_text())["_class_name"]]
+    return layout, _empty(layout.kind, directory / layout.network), _empty(AutoencoderKL, directory / "vae")
 
 
 def _empty(kind: Any, part: Path) -> Any:

@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "training.grid_every_images",
     "training.keep_checkpoints",
     "runtime.threads_per_worker",
+    "placement.",
     "rewards.lifecycle",
     "rewards.url",
     "rewards.on_failure",

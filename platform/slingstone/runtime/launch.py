@@ -16,10 +16,11 @@ import ray.train.torch
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from slingstone.config import Experiment
-from slingstone.runtime import preflight, rewards, tracking
+from slingstone.runtime import placement, preflight, rewards, tracking
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.history import History
 from slingstone.runtime.progress import duration, final_table
+from slingstone.runtime.reservation import held_for_trainers
 
 
 class RunFailed(RuntimeError):
@@ -53,8 +54,9 @@ def align(
     if not ray.is_initialized():
         connect(run.runtime.threads_per_worker)
     preflight.fits(run, ray.cluster_resources())
+    placement.check(run, ray.nodes())
     start = time.monotonic()
-    with rewards.running(run.rewards):
+    with rewards.running(placement.placed(run.rewards, run.placement), held_for_trainers(run)):
         if run.rewards.services and run.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in run.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
@@ -164,11 +166,7 @@ def fit(
         train_loop_config=config,
         # Metrics and evaluations are on the CPU, gradients on the GPU: a group that takes both.
         torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if runtime.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=runtime.num_workers,
-            use_gpu=runtime.use_gpu,
-            resources_per_worker={"CPU": runtime.threads_per_worker, "GPU": int(runtime.use_gpu)},
-        ),
+        scaling_config=ray.train.ScalingConfig(**placement.scaling(run)),
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=str(directory.parent),

@@ -67,7 +67,8 @@ def fits(run: Experiment, available: Mapping[str, float]) -> None:
     workers = run.runtime.num_workers
     needs = {
         "CPU": workers * run.runtime.threads_per_worker + sum(entry.num_replicas * entry.num_cpus for entry in managed),
-        "GPU": workers * run.runtime.use_gpu + sum(entry.num_replicas * entry.num_gpus for entry in managed),
+        "GPU": workers * run.runtime.use_gpu * run.placement.trainer_gpu_share
+        + sum(entry.num_replicas * entry.num_gpus for entry in managed),
     }
     for kind, needed in needs.items():
         has = available.get(kind, 0.0)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,12 @@ from slingstone.panel import RunningScale as Running
 
 
 @contextmanager
-def running(rewards: Rewards) -> Iterator[None]:
+def running(rewards: Rewards, starting: AbstractContextManager[None] | None = None) -> Iterator[None]:
     """Have the services run: deployed here and deleted at the end, or checked if they are external.
+
+    Args:
+        rewards: which.
+        starting: entered while they are deployed and left as soon as they run.
 
     Raises:
         ValueError: naming every external service that does not run, or the service that did not start.
@@ -41,7 +45,8 @@ def running(rewards: Rewards) -> Iterator[None]:
     targets = [serve.RunTarget(build(entry.spec), entry.app_name, None) for entry in rewards.services]
     try:
         try:
-            serve.run_many(targets, wait_for_applications_running=True)
+            with starting or nullcontext():
+                serve.run_many(targets, wait_for_applications_running=True)
         except RuntimeError as error:
             raise ValueError(f"rewards.services: {_reason(rewards) or error}") from error
         yield

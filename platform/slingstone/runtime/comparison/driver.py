@@ -9,8 +9,9 @@ import ray
 from PIL.Image import Image
 from ray.exceptions import RayActorError, RayTaskError
 
+from reward_services.spec import label_selector
 from slingstone.pictures import prompt_grid
-from slingstone.runtime import launch, rewards, tracking
+from slingstone.runtime import launch, placement, rewards, tracking
 from slingstone.runtime.comparison import results
 from slingstone.runtime.comparison.plan import Piece, Plan
 from slingstone.runtime.comparison.worker import Worker, read_sheet, write_json
@@ -37,7 +38,7 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     start = time.monotonic()
     real = plan.directory / "real_features" / f"{_features_key(plan)}.pt"
     if left:
-        with rewards.running(settings.rewards):
+        with rewards.running(placement.placed(settings.rewards, settings.placement)):
             _work(plan, left, len(pieces) - len(left), len(pieces), say)
     if settings.features is not None and not real.is_file():
         say("computing the features of the real pictures")
@@ -100,7 +101,10 @@ def _failure(plan: Plan, piece: Piece, error: Exception) -> Exception:
 
 def _worker(plan: Plan) -> Any:
     workers = plan.settings.workers
-    actor = ray.remote(num_cpus=workers.threads_per_worker, num_gpus=int(workers.use_gpu))(Worker)
+    selector = label_selector(plan.settings.placement.trainer)
+    actor = ray.remote(num_cpus=workers.threads_per_worker, num_gpus=int(workers.use_gpu), label_selector=selector)(
+        Worker
+    )
     return actor.remote(plan)
 
 
@@ -169,6 +173,7 @@ def _fits(plan: Plan) -> None:
         + sum(entry.num_replicas * entry.num_cpus for entry in managed),
         "GPU": workers.num_workers * workers.use_gpu + sum(entry.num_replicas * entry.num_gpus for entry in managed),
     }
+    placement.check_groups(plan.settings.placement, rewards, ray.nodes())
     available = ray.cluster_resources()
     for kind, needed in needs.items():
         if needed > (has := available.get(kind, 0.0)) + 1e-9:

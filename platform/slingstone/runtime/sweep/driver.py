@@ -15,8 +15,9 @@ from ray.tune.search import BasicVariantGenerator
 
 from slingstone.config import Sweep, flatten
 from slingstone.config.sweep import Uniform
-from slingstone.runtime import launch, preflight, rewards, tracking
+from slingstone.runtime import launch, placement, preflight, rewards, tracking
 from slingstone.runtime.progress import duration
+from slingstone.runtime.reservation import held_for_trainers
 from slingstone.runtime.sweep import results
 from slingstone.runtime.sweep.plan import Plan, as_text
 from slingstone.runtime.sweep.trial import Brief, run_trial
@@ -41,10 +42,11 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         return json.loads(finished.read_text())
     if not ray.is_initialized():
         launch.connect(plan.run.runtime.threads_per_worker)
-    concurrent = concurrency(plan, ray.cluster_resources())
+    concurrent = concurrency(plan, ray.cluster_resources(), ray.nodes())
     say(f"{plan.num_trials} trials, {concurrent} at a time")
     start = time.monotonic()
-    with rewards.running(plan.run.rewards):
+    everywhere = placement.placed(plan.run.rewards, plan.run.placement)
+    with rewards.running(everywhere, held_for_trainers(plan.run, concurrent * plan.run.runtime.num_workers)):
         uri = tracking.tracking_uri(plan.run)
         parent = _parent(plan, uri)
         status = "FAILED"
@@ -65,7 +67,7 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     return summary
 
 
-def concurrency(plan: Plan, available: Mapping[str, float]) -> int:
+def concurrency(plan: Plan, available: Mapping[str, float], nodes: placement.Nodes = ()) -> int:
     """Return how many trials the cluster holds beside the rewards; no more ever start, so that none waits for another.
 
     Raises:
@@ -73,6 +75,8 @@ def concurrency(plan: Plan, available: Mapping[str, float]) -> int:
     """
     run = plan.run.model_copy(update={"runtime": plan.trial("any", {}).runtime})
     preflight.fits(run, available)
+    if nodes:
+        placement.check(run, nodes)
     runtime, services = run.runtime, run.rewards.services
     managed = services if (run.rewards.lifecycle, run.rewards.backend) == ("managed", "serve") else ()
     free = {
@@ -81,9 +85,11 @@ def concurrency(plan: Plan, available: Mapping[str, float]) -> int:
     }
     needs = {
         "CPU": runtime.num_workers * runtime.threads_per_worker,
-        "GPU": runtime.num_workers * runtime.use_gpu,
+        "GPU": runtime.num_workers * runtime.use_gpu * run.placement.trainer_gpu_share,
     }
     held = min(int((free[kind] + 1e-9) // needed) for kind, needed in needs.items() if needed)
+    if run.placement.trainer is not None:
+        held = min(held, placement.slots(run, nodes) // runtime.num_workers)
     return max(1, min(held, plan.num_trials, plan.sweep.max_concurrent or held))
 
 
