@@ -1,5 +1,6 @@
 """The benchmark from its checkpoints to its table; ratios of one run, on this machine."""
 
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import ray
 import torch
+import transformers
 from ray import serve
 
 from reward_services.benchmark import checkpoint, service
@@ -25,6 +27,8 @@ def run(rounds: int, batches: int, say: Callable[[str], None]) -> Summary:
         say: shows a line to the user.
     """
     torch.set_num_threads(1)
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news go to its own log files
+    transformers.utils.logging.disable_progress_bar()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -39,7 +43,15 @@ def run(rounds: int, batches: int, say: Callable[[str], None]) -> Summary:
             )
             for name, tower in (("vit-b", checkpoint.VIT_B_32), ("quick", checkpoint.SMALL))
         ]
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Ray's workers step back behind everybody else by default, and so behind what is computed in this process.
+            _system_config={"worker_niceness": 0},
+        )
         try:
             options = {"host": "127.0.0.1", "port": port}
             serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "ERROR"})

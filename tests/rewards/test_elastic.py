@@ -20,7 +20,7 @@ from tests.rewards.replicas import pids, wait_until
 
 Spec = Callable[..., RewardSpec]
 PROMPTS = ["a red circle"]
-LATENCY_S = 1.0
+LATENCY_S = 1.5
 
 
 @pytest.fixture
@@ -41,14 +41,17 @@ def narrow(cluster: None, spec: Spec) -> Iterator[RewardSpec]:
 
 @pytest.mark.ray
 def test_who_is_turned_away_comes_again_or_is_told_at_the_deadline(narrow: RewardSpec, spec: Spec, images: Tensor):
-    patient = ServeClient("narrow", deadline_s=120.0)
+    patient, hasty = ServeClient("narrow", deadline_s=120.0), ServeClient("narrow", deadline_s=0.5)
     expected, _ = patient.submit(images, PROMPTS).result()
-    pending = [patient.submit(images, PROMPTS) for _ in range(5)]
-    time.sleep(0.2)
+    pending = [patient.submit(images, PROMPTS) for _ in range(6)]  # more than the replica and the queue hold
+    time.sleep(0.3)
+    waiting = hasty.submit(images, PROMPTS)  # every client has a queue of its own
+    time.sleep(0.1)
     with pytest.raises(RewardOverloadedError, match=r"reward 'narrow': no answer within 0\.5 s after [2-9] attempts"):
-        ServeClient("narrow", deadline_s=0.5).submit(images, PROMPTS).result()
+        hasty.submit(images, PROMPTS).result()
     for request in pending:
         assert torch.equal(request.result()[0], expected)
+    del waiting
 
 
 @pytest.mark.ray
