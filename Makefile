@@ -29,7 +29,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate world mlflow stop test test-slow infra-services check format bench parity clean
+.PHONY: help setup align sweep evaluate world mlflow stop test test-slow infra-services check format bench bench-rewards parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
@@ -63,7 +63,7 @@ test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of th
 	$(BIN)/python -m pytest -m "not gpu and not slow" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
 	  --cov-report=term --cov-fail-under=85
 
-test-slow: $(STAMP) ## run the tests that take minutes each: several nodes, network namespaces, an MLflow server
+test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream packages, several nodes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
@@ -76,8 +76,12 @@ format: $(STAMP) ## format the sources and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## measure the platform's cost against a plain training loop
+bench: $(STAMP) ## measure the platform's cost against a plain training loop, and the reward services'
 	@$(BIN)/python jobs/bench.py $(CONFIG) storage=$(STORAGE) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python jobs/bench_rewards.py
+
+bench-rewards: $(STAMP) ## measure what asking a reward service costs beside computing in process
+	@OMP_NUM_THREADS=1 $(BIN)/python jobs/bench_rewards.py $(ARGS)
 
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)

@@ -24,9 +24,10 @@ from reward_services.protocol import (
     RewardError,
     RewardFailedError,
     RewardModel,
+    RewardOverloadedError,
     RewardUnavailableError,
 )
-from reward_services.retry import Answer, LostRequest, RetriedReward, first_line
+from reward_services.retry import Answer, FullQueue, LostRequest, RetriedReward, first_line
 
 __all__ = [
     "ImageStore",
@@ -36,6 +37,7 @@ __all__ = [
     "RewardClient",
     "RewardError",
     "RewardFailedError",
+    "RewardOverloadedError",
     "RewardUnavailableError",
     "ServeClient",
     "differentiable",
@@ -161,6 +163,8 @@ class _ServeResponse:
     def result(self, timeout_s: float) -> Answer:
         try:
             return self._response.result(timeout_s=timeout_s)
+        except BackPressureError as error:
+            raise FullQueue(f"{type(error).__name__}: {first_line(error)}") from error
         except _TRANSIENT as error:
             _handle(self._name)  # raises at once if the whole application is gone
             raise LostRequest(f"{type(error).__name__}: {first_line(error)}") from error

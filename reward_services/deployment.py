@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reward_services import self_test, wire
-from reward_services.batching import Batcher
+from reward_services.batching import Batcher, Pass
 from reward_services.gradient import score_and_gradient
 from reward_services.ingress import HttpIngress
 from reward_services.metrics import ServiceMetrics
@@ -42,17 +44,25 @@ class RewardService:
 
     Not decorated: under its own name the class travels to replicas by reference; `serve.deployment` as a decorator
     would make Ray pickle its code.
+
+    Args:
+        spec: the fields of a `RewardSpec`.
+        observe: is told of every pass that succeeded, as the metrics are.
     """
 
-    def __init__(self, spec: dict[str, Any]):
+    def __init__(self, spec: dict[str, Any], observe: Callable[[Pass], None] = lambda done: None):
         self._spec = RewardSpec(**spec)
         torch.set_num_threads(max(1, round(self._spec.num_cpus)))
+        if self._spec.device.startswith("cuda") and 0 < self._spec.num_gpus < 1:
+            # To Ray a share is a number; without this one reward could leave no memory to its neighbours.
+            torch.cuda.set_per_process_memory_fraction(self._spec.num_gpus)
         self._model = load(self._spec)
         self._rule = self._model.preprocess if isinstance(self._model, Preprocessed) else None
         self._on_inputs = on_inputs(self._model) if isinstance(self._model, Preprocessed) else self._model
         self._metrics = ServiceMetrics(self._spec.name)
+        self._observe = observe
         self._batcher = Batcher(
-            self._compute, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._metrics.passed
+            self._compute, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._passed
         )
         self._http = HttpIngress(
             self._spec.name, self._spec.http, self._judge_asked, self._description, self._metrics.failed
@@ -92,7 +102,11 @@ class RewardService:
             raise RewardFailedError(self._spec.name, f"{type(error).__name__}: {error}") from error
 
     async def describe(self) -> dict[str, Any]:
-        """Return `spec`, what this replica serves; `rule`, its `Preprocess` or None; `self_test_score`."""
+        """Return what this replica is.
+
+        `spec`, what it serves; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of the packages that
+        compute, by their names.
+        """
         return self._description()
 
     async def check_health(self) -> None:
@@ -112,12 +126,21 @@ class RewardService:
         found = await self._batcher.alone(self._judge, self_test.picture(), [self_test.PROMPT])
         self_test.check(self._spec, *found, found_before=self._test_score)
 
+    def _passed(self, done: Pass) -> None:
+        self._metrics.passed(done)
+        self._observe(done)
+
     async def _judge_asked(self, asked: wire.Request) -> tuple[np.ndarray, np.ndarray]:
         return await self.score_and_gradient(asked.images, asked.prompts, asked.prepared)
 
     def _description(self) -> dict[str, Any]:
         rule = None if self._rule is None else asdict(self._rule)
-        return {"spec": self._spec.model_dump(), "rule": rule, "self_test_score": self._test_score}
+        return {
+            "spec": self._spec.model_dump(),
+            "rule": rule,
+            "self_test_score": self._test_score,
+            "versions": _versions(),
+        }
 
     def _check(self, images: np.ndarray, prompts: Sequence[str], prepared: bool) -> None:
         check_request(self._spec.name, images, prompts, OVERSHOOT if prepared else PIXEL_TOLERANCE)
@@ -144,8 +167,8 @@ class RewardService:
     def _judge(
         self, images: np.ndarray, prompts: list[str], model: RewardModel | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        # Arrays from the object store are read-only and shared with other services: torch.tensor copies.
-        batch = torch.tensor(images, device=self._spec.device)
+        # Arrays from the object store are read-only and shared with other services: a model gets its own.
+        batch = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._spec.device)
         scores, gradient = score_and_gradient(model or self._model, batch, prompts)
         return scores.float().cpu().numpy(), gradient.float().cpu().numpy()
 
@@ -155,9 +178,23 @@ def _actor_options(spec: RewardSpec) -> dict[str, Any]:
     return {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **selector, **actor_options(spec)}
 
 
+def _versions() -> dict[str, str]:
+    """Return the versions of what is installed where this process runs, of what scores depend on."""
+    installed = {}
+    for name in ("ray", "torch", "transformers", "torchvision", "image-reward", "hpsv2x"):
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
+
+
 def build(args: RewardSpec) -> Application:
     """Return the application of one reward, for `serve.run`, `serve deploy` and configs/serve alike."""
     spec = RewardSpec(**{name: getattr(args, name) for name in RewardSpec.model_fields})
+    return serve.deployment(**options(spec))(RewardService).bind(spec.model_dump())
+
+
+def options(spec: RewardSpec) -> dict[str, Any]:
+    """Return what Serve must be told of a reward: replicas, queues, resources, health, draining, environment."""
     replicas: dict[str, Any] = {"num_replicas": spec.num_replicas}
     if spec.max_replicas is not None:
         replicas = {
@@ -165,18 +202,19 @@ def build(args: RewardSpec) -> Application:
                 "min_replicas": spec.num_replicas,
                 "max_replicas": spec.max_replicas,
                 "target_ongoing_requests": spec.target_ongoing_requests,
+                "upscale_delay_s": spec.upscale_delay_s,
+                "downscale_delay_s": spec.downscale_delay_s,
             }
         }
-    deployment = serve.deployment(
+    return {
         # Enough in flight to fill one pass while another is computed, even if every request carries one picture.
-        max_ongoing_requests=2 * spec.max_batch_images,
-        max_queued_requests=spec.max_queued_requests,
-        ray_actor_options=_actor_options(spec),
-        health_check_period_s=spec.health_check_period_s,
-        health_check_timeout_s=_HEALTH_CHECK_TIMEOUT_S,
+        "max_ongoing_requests": 2 * spec.max_batch_images,
+        "max_queued_requests": spec.max_queued_requests,
+        "ray_actor_options": _actor_options(spec),
+        "health_check_period_s": spec.health_check_period_s,
+        "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
         # A wrong checkpoint stays wrong: say so at once. Replicas that once ran are restarted for ever.
-        max_constructor_retry_count=1,
-        graceful_shutdown_timeout_s=spec.drain_timeout_s,
+        "max_constructor_retry_count": 1,
+        "graceful_shutdown_timeout_s": spec.drain_timeout_s,
         **replicas,
-    )
-    return deployment(RewardService).bind(spec.model_dump())
+    }

@@ -13,7 +13,7 @@ from torch import Tensor
 from urllib3.exceptions import HTTPError
 
 from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError
-from reward_services.retry import Answer, LostRequest, RetriedReward, first_line
+from reward_services.retry import Answer, FullQueue, LostRequest, RetriedReward, first_line
 from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, Request, decode_answer, decode_error, encode_request
 
 _CONNECTIONS = 8
@@ -92,7 +92,9 @@ class HttpClient:
             raise RewardUnavailableError(self.name, f"nothing is served at {self._url}; deploy it with that route")
         if 300 <= response.status < 500 and response.status not in (408, 429):
             raise RewardFailedError(self.name, f"{self._url} answers with HTTP status {response.status}")
-        # 503 is a queue that is full, 500 without words a replica that died, 502 and 504 come from proxies.
+        if response.status == 503 and b"backpressure" in response.data:  # Serve's own words
+            raise FullQueue("HTTP status 503: the queue is full")
+        # 503 is a service between two replicas, 500 without words a replica that died, 502 and 504 come from proxies.
         raise LostRequest(f"HTTP status {response.status}")
 
 

@@ -51,6 +51,10 @@ class RewardUnavailableError(RewardError):
     """Nobody answered: not deployed, deleted, or no replica before the deadline."""
 
 
+class RewardOverloadedError(RewardUnavailableError):
+    """The queue of the service was full until the deadline: it needs more replicas, or fewer who ask."""
+
+
 class RewardFailedError(RewardError):
     """The reward model itself raised."""
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reward_services.protocol import RewardUnavailableError
+from reward_services.protocol import RewardOverloadedError, RewardUnavailableError
 
 Answer = tuple[np.ndarray, np.ndarray]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
@@ -17,6 +17,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 class LostRequest(Exception):
     """The request got no answer, and may be sent again: it is a pure function of its arguments."""
+
+
+class FullQueue(LostRequest):
+    """The request was turned away before it was queued."""
 
 
 @runtime_checkable
@@ -60,7 +64,8 @@ class RetriedReward:
         """Wait for and return the scores and `d score_i / d image_i`.
 
         Raises:
-            RewardError: the service said what is wrong, or nobody answered before the deadline.
+            RewardError: the service said what is wrong, or nobody answered before the deadline:
+                RewardOverloadedError if the queue was full to the last, RewardUnavailableError otherwise.
         """
         if self._answer is None:
             scores, gradient = (torch.from_numpy(np.array(part)) for part in self._wait())
@@ -69,7 +74,7 @@ class RetriedReward:
 
     def _wait(self) -> Answer:
         deadline = time.monotonic() + self._deadline_s
-        pause_s, attempts, trouble = _FIRST_PAUSE_S, 1, "no replica answered"
+        pause_s, attempts, trouble, kind = _FIRST_PAUSE_S, 1, "no replica answered", RewardUnavailableError
         while (remaining_s := deadline - time.monotonic()) > 0:
             try:
                 return self._response.result(remaining_s)
@@ -78,13 +83,12 @@ class RetriedReward:
                 break
             except LostRequest as error:
                 trouble = f"the last one ended with {error}"
+                kind = RewardOverloadedError if isinstance(error, FullQueue) else RewardUnavailableError
             time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             self._response = self._send()
             attempts += 1
-        raise RewardUnavailableError(
-            self._name, f"no answer within {self._deadline_s:g} s after {attempts} attempts ({trouble})"
-        )
+        raise kind(self._name, f"no answer within {self._deadline_s:g} s after {attempts} attempts ({trouble})")
 
 
 def first_line(error: BaseException) -> str:

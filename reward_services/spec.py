@@ -1,14 +1,16 @@
 """What to serve: one reward, its weights and its resources, as a frozen pydantic object. Imports no torch."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic"]
 UPSTREAM_KINDS: tuple[RewardKind, ...] = ("hps", "hps_v2", "imagereward")
 PreprocessMode = Literal["exact", "smooth"]
 NodeLabel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*$", max_length=200)]
 """A label that a node of the cluster must carry, as `label=value`."""
+_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def label_selector(label: str | None) -> dict[str, str]:
@@ -17,6 +19,13 @@ def label_selector(label: str | None) -> dict[str, str]:
         return {}
     key, _, value = label.partition("=")
     return {key: value}
+
+
+def _known(model: str) -> str:
+    kinds = get_args(RewardKind)
+    if model not in kinds and not _CLASS.fullmatch(model):
+        raise ValueError(f"{model!r} is no reward: name one of {', '.join(kinds)}, or your own as package.module:Class")
+    return model
 
 
 class HttpSpec(BaseModel):
@@ -47,7 +56,10 @@ class RewardSpec(BaseModel):
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_-]*$", description="Unique id; the Serve application is called 'reward-<name>'."
     )
-    model: RewardKind = Field(description="Architecture and formula.")
+    model: Annotated[str, AfterValidator(_known)] = Field(
+        description="Architecture and formula: a RewardKind, or `package.module:Class` of your own, which replicas "
+        "must be able to import."
+    )
     checkpoint: str = Field(
         min_length=1,
         description="Directory, file or hub id. A relative path is looked up from the working directory, "
@@ -80,12 +92,22 @@ class RewardSpec(BaseModel):
     target_ongoing_requests: float = Field(
         default=2.0, gt=0, description="Requests a replica is meant to hold; more start another, up to max_replicas."
     )
+    upscale_delay_s: float = Field(
+        default=30.0, ge=0, description="How long there must be too many requests before a replica is added."
+    )
+    downscale_delay_s: float = Field(
+        default=600.0, ge=0, description="How long there must be too few requests before a replica is taken away."
+    )
     num_cpus: float = Field(
         default=1.0,
         ge=0,
         description="CPUs a replica reserves, 0 for none; also its torch threads, at least 1.",
     )
-    num_gpus: float = Field(default=0.0, ge=0, description="Share of a GPU a replica reserves.")
+    num_gpus: float = Field(
+        default=0.0,
+        ge=0,
+        description="Share of a GPU a replica reserves; below 1 it also may not take more of its memory.",
+    )
     node_label: NodeLabel | None = Field(
         default=None,
         description="label=value of the nodes on which replicas run (ray start --labels); null is any node.",

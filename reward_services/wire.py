@@ -21,6 +21,7 @@ from reward_services.protocol import (
     RequestTooLargeError,
     RewardError,
     RewardFailedError,
+    RewardOverloadedError,
     RewardUnavailableError,
     UnauthorisedError,
 )
@@ -37,6 +38,7 @@ _STATUS: dict[type[RewardError], int] = {
     InvalidRequestError: 422,
     UnauthorisedError: 401,
     RewardUnavailableError: 503,
+    RewardOverloadedError: 503,
     RewardFailedError: 500,
 }
 _KINDS = {kind.__name__: kind for kind in _STATUS}
@@ -63,7 +65,7 @@ def encode_request(request: Request) -> bytes:
     return save({name: request.images}, metadata={"prompts": json.dumps(request.prompts)})
 
 
-def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
+def decode_request(reward: str, body: bytes | bytearray, limits: HttpSpec) -> Request:
     """Return the request that a body holds; whether it keeps the contract is for `check_request` to say.
 
     Raises:
@@ -137,7 +139,7 @@ def too_large(reward: str, num_bytes: int, limits: HttpSpec) -> RequestTooLargeE
     return RequestTooLargeError(reward, f"the body has {num_bytes} bytes: {remedy}")
 
 
-def _parse(reward: str, body: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def _parse(reward: str, body: bytes | bytearray) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Return metadata and tensors of a safetensors file whose tensors are all float32.
 
     By hand, since the library shows the metadata of files only, and tells its errors apart by their text.

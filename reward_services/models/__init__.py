@@ -29,11 +29,26 @@ def load(spec: RewardSpec) -> RewardModel:
     Raises:
         ValueError: the checkpoint or its tokenizer cannot be read; the message names the reward.
     """
-    module, name = (_UPSTREAM if spec.backend == "upstream" else _CLASSES)[spec.model]
-    # Each reward's dependencies are imported only when it is asked for.
-    reward: Any = getattr(import_module(module), name)
     try:
-        model = reward.load(spec.checkpoint, spec.tokenizer, spec.preprocess, getattr(torch, spec.dtype))
+        model = _class(spec).load(spec.checkpoint, spec.tokenizer, spec.preprocess, getattr(torch, spec.dtype))
     except ValueError as error:
         raise ValueError(f"reward {spec.name!r}: {error}") from error
     return model.requires_grad_(False).eval().to(spec.device)
+
+
+def _class(spec: RewardSpec) -> Any:
+    """Import a reward's class; its dependencies, too, only now that it is asked for.
+
+    Raises:
+        ValueError: a class of the user's own cannot be imported here.
+    """
+    registry = _UPSTREAM if spec.backend == "upstream" else _CLASSES
+    if spec.model in registry:
+        module, name = registry[spec.model]
+        return getattr(import_module(module), name)
+    module, _, name = spec.model.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        remedy = "put it on the PYTHONPATH of every node, or into the runtime_env of job or application"
+        raise ValueError(f"model={spec.model!r} cannot be imported here ({error}): {remedy}") from error

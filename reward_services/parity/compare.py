@@ -39,6 +39,12 @@ class Comparison:
         """Whether both lie within the tolerances; NaN does not."""
         return self.score <= SCORE_TOLERANCE and self.gradient <= GRADIENT_TOLERANCE
 
+    def __str__(self) -> str:
+        return (
+            f"{self.kind:12} {self.upstream['package']:18} torchvision {self.upstream['torchvision']:9} "
+            f"score {self.score:.1e}  gradient {self.gradient:.1e}  {'equal' if self.equal else 'DIFFERENT'}"
+        )
+
 
 def compare(kind: RewardKind, checkpoints: Path, pictures: Path, reference: Path) -> Comparison:
     """Judge the pictures natively and compare.

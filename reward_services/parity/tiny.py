@@ -44,7 +44,7 @@ PROMPTS = (
 
 def write_checkpoints(root: Path) -> None:
     """Write one checkpoint a kind of reward under `root`; `tokenizer` and `bert` hold their tokenizers alone."""
-    tokenizer = _clip_tokenizer(root / "tokenizer")
+    tokenizer = clip_tokenizer(root / "tokenizer")
     write_pickscore(_clip(tokenizer), tokenizer, root / "pickscore")
     write_hps(_clip(tokenizer), tokenizer, root / "hps")
     write_hps(_clip(tokenizer), tokenizer, root / "hps_v2")
@@ -83,7 +83,7 @@ def as_tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
 
 
-def _clip_tokenizer(directory: Path) -> CLIPTokenizer:
+def clip_tokenizer(directory: Path) -> CLIPTokenizer:
     """A byte-level BPE with the words of WORDS, in the order of OpenAI's: bytes, bytes that end words, merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

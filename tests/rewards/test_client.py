@@ -16,6 +16,7 @@ from reward_services.client import (
     InProcessClient,
     InvalidRequestError,
     RewardFailedError,
+    RewardOverloadedError,
     RewardUnavailableError,
     ServeClient,
     differentiable,
@@ -246,6 +247,27 @@ def test_a_reward_whose_replicas_keep_dying_is_an_error_at_the_deadline(serve, i
     serve(_died())
     with pytest.raises(RewardUnavailableError, match=r"after [3-9] attempts \(the last one ended with ActorDiedError"):
         _client(deadline_s=0.5).submit(images, PROMPTS).result()
+
+
+def test_a_queue_that_is_full_until_the_deadline_is_an_error_of_its_own(serve, images: Tensor):
+    full = BackPressureError(num_queued_requests=9, max_queued_requests=8)
+    serve(full)
+    with pytest.raises(RewardOverloadedError, match=r"reward 'fake': no answer within 0\.3 s .*backpressure"):
+        _client(deadline_s=0.3).submit(images, PROMPTS).result()
+    serve(full, _died())  # the last word counts: nobody is there any more
+    with pytest.raises(RewardUnavailableError) as caught:
+        _client(deadline_s=0.3).submit(images, PROMPTS).result()
+    assert type(caught.value) is RewardUnavailableError
+
+
+def test_of_two_rewards_one_that_fails_is_named_and_leaves_the_other_as_it_is(images: Tensor):
+    whole, broken = InProcessClient(Quadratic(), "whole"), InProcessClient(Broken(), "broken")
+    leaf = images.clone().requires_grad_(True)
+    pending = [client.submit(leaf, PROMPTS) for client in (whole, broken)]
+    with pytest.raises(RewardFailedError, match="reward 'broken'"):
+        sum(differentiable(leaf, request).sum() for request in reversed(pending))
+    differentiable(leaf, pending[0]).sum().backward()
+    torch.testing.assert_close(leaf.grad, 2 * torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1, 1) * images)
 
 
 def test_a_reward_that_is_deleted_is_an_error_at_once(serve, images: Tensor):

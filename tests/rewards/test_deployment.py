@@ -149,9 +149,26 @@ def test_build_renders_load_health_and_draining(spec: Spec):
     assert (fixed.num_replicas, fixed._deployment_config.autoscaling_config) == (2, None)
     assert fixed._deployment_config.health_check_period_s == 7.0
     assert fixed._deployment_config.graceful_shutdown_timeout_s == 33.0
-    scaled = build(spec("hps", num_replicas=2, max_replicas=5, target_ongoing_requests=3.0))._bound_deployment
+    scaled = build(
+        spec("hps", num_replicas=2, max_replicas=5, target_ongoing_requests=3.0, upscale_delay_s=4.0)
+    )._bound_deployment
     scaling = scaled._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.0)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (4.0, 600.0)
+
+
+def _no_model(spec: RewardSpec) -> None:
+    raise LookupError("no model")
+
+
+@pytest.mark.parametrize(("share", "capped"), [(0.25, [0.25]), (1.0, []), (0.0, [])])
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(spec: Spec, monkeypatch, share: float, capped: list[float]):
+    found: list[float] = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", found.append)
+    monkeypatch.setattr("reward_services.deployment.load", _no_model)  # there may be no GPU to load it on
+    with pytest.raises(LookupError, match="no model"):
+        RewardService(spec("hps", device="cuda", num_gpus=share).model_dump())
+    assert found == capped
 
 
 def test_simulated_latency_delays_answers_and_not_the_start(spec: Spec, images: np.ndarray):

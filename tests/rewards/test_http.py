@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,8 @@ import psutil
 import pytest
 import torch
 import urllib3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ray import serve
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -33,11 +36,12 @@ from reward_services.protocol import (
     RequestTooLargeError,
     RewardError,
     RewardFailedError,
+    RewardOverloadedError,
     RewardUnavailableError,
     UnauthorisedError,
 )
 from reward_services.spec import HttpSpec, RewardSpec
-from tests.rewards.test_wire import BAD
+from tests.rewards.test_wire import BAD, BODIES
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a secret of the tests"
@@ -216,6 +220,14 @@ def test_a_request_that_nobody_answered_is_sent_again(server, images: Tensor, tr
     assert [headers["authorization"] for headers in script.headers] == [f"Bearer {TOKEN}"] * 3
 
 
+def test_a_queue_that_is_full_until_the_deadline_is_an_error_of_its_own(server, images: Tensor):
+    url, script = server
+    script.answers = [(503, b"Request dropped due to backpressure (num_queued_requests=1, max_queued_requests=1).")]
+    with pytest.raises(RewardOverloadedError, match="HTTP status 503: the queue is full"):
+        HttpClient(url, "hps", 0.4).submit(images, PROMPTS).result()
+    assert len(script.headers) > 1
+
+
 @pytest.mark.parametrize("kind", [InvalidRequestError, UnauthorisedError, RewardFailedError])
 def test_what_the_service_says_is_raised_at_once(server, images: Tensor, kind: type[RewardError]):
     url, script = server
@@ -335,3 +347,31 @@ def test_a_replica_survives_every_bad_body_and_every_stranger(served, images: Te
     HttpClient(url, one.name, token=TOKEN).submit(images, PROMPTS).result()
     assert _replicas(one.name) == before
     assert len(before) == 1
+
+
+_TYPED = (InvalidRequestError, MalformedRequestError, RequestTooLargeError, UnauthorisedError)
+
+
+@pytest.mark.ray
+def test_a_replica_survives_hundreds_of_requests_that_nobody_would_write(served, images: Tensor):
+    url, one = served
+    before = _replicas(one.name)
+    pool = urllib3.PoolManager(retries=False)
+    names = st.sampled_from(["content-type", "authorization", "content-encoding", "accept", "expect-nothing"])
+    values = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
+    good = {"content-type": wire.MEDIA_TYPE, "authorization": f"Bearer {TOKEN}"}
+    statuses = Counter()
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(BODIES, st.just({}) | st.dictionaries(names, values, max_size=2))
+    def ask(body: bytes, headers: dict[str, str]) -> None:
+        response = pool.request("POST", f"{url}/{one.app_name}", body=body, headers=good | headers)
+        statuses[response.status] += 1
+        if response.status != 200:
+            assert type(wire.decode_error(response.data)) in _TYPED, (response.status, response.data)
+
+    ask()
+    assert sum(statuses.values()) >= 300
+    assert {400, 401} <= set(statuses)
+    HttpClient(url, one.name, token=TOKEN).submit(images, PROMPTS).result()
+    assert _replicas(one.name) == before

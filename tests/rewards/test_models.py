@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from reward_services.gradient import score_and_gradient
+from reward_services.client import InProcessClient
+from reward_services.gradient import differentiable, score_and_gradient
 from reward_services.models import load
 from reward_services.preprocess import CLIP_MEAN, CLIP_STD, hps_preprocess, imagereward_preprocess
 from reward_services.spec import RewardSpec
@@ -239,6 +240,17 @@ def test_gradient_is_the_directional_derivative_in_double_precision(spec: Spec, 
     torch.testing.assert_close(
         (gradient * direction).sum(dim=(1, 2, 3)), (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-8
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_reward_passes_gradcheck_through_the_client(spec: Spec, kind: str, images: Tensor):
+    client = InProcessClient(load(spec(kind, preprocess="smooth")).double())
+
+    def scores(x: Tensor) -> Tensor:
+        return differentiable(x, client.submit(x, PROMPTS[:2]))
+
+    leaf = images[:2].double().requires_grad_(True)
+    assert torch.autograd.gradcheck(scores, (leaf,), fast_mode=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

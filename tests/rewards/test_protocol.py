@@ -75,6 +75,10 @@ def test_a_spec_names_its_application():
     [
         {"name": "Has Spaces"},
         {"model": "beauty"},
+        {"model": "my rewards:Beauty"},
+        {"model": "rewards:"},
+        {"upscale_delay_s": -1},
+        {"downscale_delay_s": -1},
         {"checkpoint": ""},
         {"preprocess": "sharp"},
         {"dtype": "float16"},

@@ -16,6 +16,7 @@ from reward_services.protocol import (
     RequestTooLargeError,
     RewardError,
     RewardFailedError,
+    RewardOverloadedError,
     RewardUnavailableError,
     UnauthorisedError,
     check_request,
@@ -93,6 +94,7 @@ def test_an_answer_arrives_bit_for_bit_and_only_if_it_fits_the_request():
         (UnauthorisedError, 401),
         (RewardFailedError, 500),
         (RewardUnavailableError, 503),
+        (RewardOverloadedError, 503),
     ],
 )
 def test_an_error_keeps_its_type_and_words_over_http(kind: type[RewardError], status: int):
@@ -211,8 +213,11 @@ def _mutated(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
+BODIES = st.binary(max_size=64) | _mutated() | st.builds(_file, _HEADER, st.binary(max_size=64))
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.binary(max_size=64) | _mutated() | st.builds(_file, _HEADER, st.binary(max_size=64)))
+@given(BODIES)
 @example(GOOD)
 def test_any_bytes_are_a_request_that_safetensors_reads_alike_or_a_typed_error(body: bytes):
     try:
