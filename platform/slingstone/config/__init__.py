@@ -6,6 +6,7 @@ from slingstone.config.loading import ConfigError, flatten, load, load_as, to_ya
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
+    ATTENTION,
     KL,
     Data,
     Evaluation,
@@ -25,6 +26,7 @@ from slingstone.config.tree import (
 )
 
 __all__ = [
+    "ATTENTION",
     "KL",
     "Comparison",
     "ConfigError",

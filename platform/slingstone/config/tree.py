@@ -225,8 +225,8 @@ class Data(Section):
     """What the generator is asked to draw during training."""
 
     prompts: PathText
-    """Text file with a prompt a line, or a .jsonl, .csv, .tsv or .parquet table; visited in a seeded order without
-    repetition until all were seen."""
+    """Text file with a prompt a line, a .jsonl, .csv, .tsv or .parquet table, a directory of tables, or a dataset of
+    the hub (`hf://datasets/owner/name[@revision][/path]`); visited in a seeded order, each once before any twice."""
     column: str | None = None
     """Column or key of a table that holds the prompts; null reads the one named `prompt`, in any case of letters."""
 

@@ -86,7 +86,7 @@ def load_family(run: Experiment, device: torch.device) -> ModelFamily:
         generator_noise_level=models.generator_noise_level,
         decode_chunk=models.decode_chunk,
         gradient_checkpointing=run.runtime.gradient_checkpointing,
-        lora=lora and Adapter(lora.rank, lora.alpha or lora.rank, lora.target_modules),
+        lora=lora and Adapter(lora.rank, float(lora.alpha or lora.rank), lora.target_modules),
         device=device,
     )
     # The divergence takes the small difference of assistant and reference: both must round alike.
