@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slingstone.prompt_datasets import dataset_files, is_dataset
+
 COLUMN = "prompt"
 """The column that is read unless another is named; the case of letters does not matter."""
 
@@ -18,10 +20,11 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[str, ...]
 
     The extension tells the format: `.jsonl` (an object a line), `.csv` (comma-separated, quoted where needed), `.tsv`
     (tab-separated, quotes are characters like any other, as in PartiPrompts), `.parquet`; anything else is text with
-    one prompt a line. Text is UTF-8, with or without a byte-order mark, with any line ends.
+    one prompt a line. Text is UTF-8, with or without a byte-order mark, with any line ends. A directory of tables, or
+    a dataset of the hub (`hf://datasets/owner/name`), is read file by file, see `dataset_files`.
 
     Args:
-        path: the file.
+        path: the file, the directory or the dataset.
         column: which column, or key of the objects, holds the prompts; None reads the one named `prompt` in any case
             of letters. A text file has none.
 
@@ -29,9 +32,9 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[str, ...]
         ValueError: if the file is missing, cannot be read as its format, or has no such column or no prompt; names
             the file, the place and what to do.
     """
-    file = Path(path)
     try:
-        cells = _cells(file, column)
+        files = dataset_files(str(path)) if is_dataset(str(path)) else [Path(path)]
+        cells = (cell for file in files for cell in _cells(file, column))
         prompts = tuple(prompt for place, cell in cells if (prompt := _prompt(place, cell)))
         if not prompts:
             raise ValueError("has no prompt; write at least one")

@@ -1,7 +1,7 @@
 """What the ranks of the engine tests run: two small networks that chase each other, under any engine."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,18 @@ def alternate(generator: ShardedEngine, assistant: ShardedEngine, steps: Sequenc
     return history
 
 
-def run(rank: int, world: int, directory: str, runtimes: dict[str, Runtime]) -> None:
+def run(
+    rank: int,
+    world: int,
+    directory: str,
+    runtimes: dict[str, Runtime],
+    measure: Callable[[Path, Runtime], dict[str, object]] | None = None,
+) -> None:
     """Entry of a spawned rank: run every engine, check the collectives, leave the results of rank 0 in a file."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world)
-    results = {label: _measure(Path(directory) / label, runtime) for label, runtime in runtimes.items()}
+    results = {label: (measure or _measure)(Path(directory) / label, runtime) for label, runtime in runtimes.items()}
     if rank == 0:
         torch.save(results, Path(directory) / "results.pt")
     dist.barrier()

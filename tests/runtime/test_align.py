@@ -71,6 +71,9 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     assert tmp_path in artifacts.parents, "artifacts lie under storage, not in some working directory"
     for name in ("summary.json", "config.yaml", "pipeline/model_index.json", "pictures/grid_000000016.png"):
         assert (artifacts / name).is_file(), name
+    card = (directory / "pipeline" / "README.md").read_text()
+    assert f"{summary['aligned']['rewards']['pickscore']:.4f}" in card, "the model card tells what was measured"
+    assert f"`{found.data.tags['git_commit']}`" in card
     grid = Image.open(artifacts / "pictures" / "grid.png")
     assert grid.size > (3 * 48, 2 * 48)
 

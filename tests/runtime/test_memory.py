@@ -6,11 +6,14 @@ from types import ModuleType
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 
-from slingstone.config import Experiment, Optimizer, Runtime, load
+from slingstone.config import ATTENTION, Experiment, Optimizer, Runtime, load
 from slingstone.networks import latent_diffusion
 from slingstone.networks.activations import LiveBytes, graph_bytes
+from slingstone.networks.adapters import Adapter, sharing_copy
 from slingstone.runtime import memory
+from slingstone.runtime.benchmark.memory import trainer_of
 from slingstone.runtime.engine import BUCKET, TorchEngine
 from slingstone.runtime.published import PUBLISHED
 from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
@@ -116,3 +119,65 @@ def test_a_reference_of_unknown_size_is_said_to_be_unknown() -> None:
     text = memory.describe(run_of("some/model"))
     assert "not known" in text
     assert all(line.startswith("#") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("checkpointed", ["true", "false"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_are_counted_and_their_graph_is_that_of_the_adapted_network(
+    tmp_path: Path, name: str, checkpointed: str
+) -> None:
+    module, timestep = FAMILIES[name]
+    directory = str(module.write_pipeline(tmp_path / name))
+    run = run_of(directory, "models.lora={rank: 4}", f"runtime.gradient_checkpointing={checkpointed}")
+    known = memory.sizes(run)
+    family = latent_diffusion.load(
+        directory,
+        directory,
+        generator_timestep=timestep,
+        gradient_checkpointing=checkpointed == "true",
+        lora=Adapter(4, 4.0, ATTENTION),
+    )
+    trained = [weight for weight in family.assistant.parameters() if weight.requires_grad]
+    assert known.trained == sum(weight.numel() for weight in trained)
+    assert known.network == numbers(family.reference), "the base is as large as ever"
+    noise, t = torch.randn(1, *family.latent_shape), torch.tensor([500])
+    condition = family.text_encoder.encode(["a red disc"])
+    graph = graph_bytes(family.assistant, lambda: family.assistant(noise, t, condition))
+    assert known.activations.trained.held == pytest.approx(graph.held, rel=0.1)
+    assert known.activations.trained.peak == pytest.approx(graph.peak, rel=0.1)
+
+
+def test_networks_that_start_from_the_reference_or_its_lora_have_no_base_of_their_own(tmp_path: Path) -> None:
+    reference = tiny.write_pipeline(tmp_path / "reference")
+    other = tiny.write_pipeline(tmp_path / "other", seed=1)
+    lora, whole = tmp_path / "fast.safetensors", tmp_path / "unet.safetensors"
+    save_file({"unet.to_q.lora_A.weight": torch.ones(1)}, lora)
+    save_file({"conv_in.weight": torch.ones(1)}, whole)
+    starts = {str(reference): 0, str(lora): 0, "ByteDance/Hyper-SD/Hyper-SD15-1step-lora.safetensors": 0}
+    starts |= {str(other): 1, str(whole): 1, "tianweiy/DMD2/dmd2_sdxl_1step_unet_fp16.bin": 1}
+    for start, bases in starts.items():
+        run = run_of(str(reference), "models.lora={rank: 4}", f"models.generator={start}")
+        assert memory.own_bases(run) == bases, start
+    both = run_of(str(reference), "models.lora={rank: 4}", f"models.generator={other}", f"models.assistant={other}")
+    assert memory.own_bases(both) == 2
+    assert memory.own_bases(run_of(str(reference), f"models.generator={other}")) == 0, (
+        "without adapters nothing is a base"
+    )
+    parts = memory.estimate(both, memory.sizes(both))
+    assert parts["weights: bases of their own"] == 2 * parts["weights: reference"]
+
+
+def test_a_step_of_adapters_holds_what_the_estimate_says(tmp_path: Path) -> None:
+    directory = str(tiny.write_pipeline(tmp_path / "sd"))
+    run = run_of(directory, "models.lora={rank: 4}", "training.batch_size=2", "models.decode_chunk=2", *SPARING)
+    known = memory.sizes(run)
+    parts = memory.estimate(run, known)
+    with LiveBytes("cpu") as live:
+        family = latent_diffusion.load(directory, directory, generator_timestep=625, lora=Adapter(4, 4.0, ATTENTION))
+        averaged = sharing_copy(family.generator)
+        trainer = trainer_of(family, "recomputed", batch=2, decode_chunk=2)
+        trainer.step()
+        resting = live.now
+    expected = sum(size for part, size in parts.items() if part not in ("gradients", "activations", "communication"))
+    assert averaged is not family.generator
+    assert resting == pytest.approx(expected, rel=0.1)

@@ -7,10 +7,12 @@ from slingstone.config.placement import Placement
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
+    ATTENTION,
     KL,
     Data,
     Evaluation,
     Guidance,
+    Lora,
     Models,
     Objective,
     Optimizer,
@@ -25,6 +27,7 @@ from slingstone.config.tree import (
 )
 
 __all__ = [
+    "ATTENTION",
     "KL",
     "Comparison",
     "ConfigError",
@@ -33,6 +36,7 @@ __all__ = [
     "Experiment",
     "FixedScale",
     "Guidance",
+    "Lora",
     "Models",
     "Objective",
     "Optimizer",

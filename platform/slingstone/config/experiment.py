@@ -96,6 +96,9 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
     if run.placement.trainer_gpu_share < 1 and not run.runtime.use_gpu:
         share = run.placement.trainer_gpu_share
         yield Contradiction("placement.trainer_gpu_share", share, "has no GPU to share; set runtime.use_gpu: true")
+    if run.models.lora is not None and (run.runtime.engine, run.runtime.zero_stage) == ("deepspeed", 3):
+        remedy = "set zero_stage 0, 1 or 2, which shard the adapters' gradients and optimizer"
+        yield Contradiction("runtime.zero_stage", 3, f"would shard only the adapters of models.lora; {remedy}")
     if run.runtime.precision == "bf16" and run.runtime.engine == "deepspeed" and run.runtime.zero_stage == 0:
         remedy = "set zero_stage 1, 2 or 3, or engine: torch"
         yield Contradiction(

@@ -9,6 +9,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Timestep = Annotated[int, Field(ge=0)]
 PathText = Annotated[str, Field(min_length=1)]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of every attention layer, as diffusers names them in all families."""
 
 
 class Section(BaseModel):
@@ -17,14 +19,25 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class Lora(Section):
+    """Adapters of low rank in the place of whole networks: one frozen base, of which little is trained."""
+
+    rank: PositiveInt = 64
+    """Rank of every adapter; more can change more and takes proportionally more memory and disk."""
+    alpha: PositiveFloat | None = None
+    """Adapters are scaled by `alpha / rank`; null is the rank, so by 1."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ATTENTION
+    """Layers that get an adapter, by the ends of their names: linear or convolutional; the default is attention."""
+
+
 class Models(Section):
     """Which checkpoints the run starts from, and how the generator is called."""
 
     reference: PathText
     """Frozen diffusion model, a diffusers pipeline directory or a hub id: what the generator is held close to."""
     generator: PathText
-    """One-step generator to align: a diffusers pipeline directory or a hub id, or a file with its network's state dict,
-    here or on the hub (`owner/repository/file`)."""
+    """One-step generator to align: a diffusers pipeline directory or a hub id, or a file with its network's state dict
+    or with a LoRA of the reference (as LCM's and Hyper-SD's), here or on the hub (`owner/repository/file`)."""
     assistant: PathText | None = None
     """Where the assistant score network starts, in the same forms; null starts it from the reference."""
     generator_timestep: Timestep
@@ -43,6 +56,9 @@ class Models(Section):
     keep_text_encoder: bool = True
     """`false` encodes all prompts before the first step, keeps the embeddings under `<storage>/embeddings` for the next
     run, and takes the text encoders off the accelerator."""
+    lora: Lora | None = None
+    """Trains adapters of generator and assistant instead of their weights; null trains the weights. Networks that start
+    from the reference, or from a LoRA of it, share its weights in memory; others keep frozen weights of their own."""
 
 
 class PseudoHuber(Section):
@@ -209,8 +225,8 @@ class Data(Section):
     """What the generator is asked to draw during training."""
 
     prompts: PathText
-    """Text file with a prompt a line, or a .jsonl, .csv, .tsv or .parquet table; visited in a seeded order without
-    repetition until all were seen."""
+    """Text file with a prompt a line, a .jsonl, .csv, .tsv or .parquet table, a directory of tables, or a dataset of
+    the hub (`hf://datasets/owner/name[@revision][/path]`); visited in a seeded order, each once before any twice."""
     column: str | None = None
     """Column or key of a table that holds the prompts; null reads the one named `prompt`, in any case of letters."""
 

@@ -1,18 +1,19 @@
 """Model families from diffusers checkpoints: a directory or a hub id to everything that one run needs."""
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 
+from slingstone.networks.adapters import Adapter, add_adapter, merged, sharing_copy
 from slingstone.networks.checkpoint_files import PipelineFiles
 from slingstone.networks.decoder import VaeDecoder
 from slingstone.networks.denoiser import GeneratorInput, OneStepGenerator, ScoreNetwork
 from slingstone.networks.layouts import LAYOUTS, Layout
+from slingstone.networks.lora_file import is_lora, with_initial_adapter
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.stable_diffusion import StableDiffusion
-from slingstone.networks.weights_file import is_weights_file, network_like
+from slingstone.networks.weights_file import is_weights_file, network_like, read_weights
 from slingstone.objectives.diffusion import NoiseSchedule, Prediction
 
 
@@ -26,6 +27,7 @@ def load(
     generator_noise_level: float | None = None,
     decode_chunk: int | None = None,
     gradient_checkpointing: bool = False,
+    lora: Adapter | None = None,
     device: torch.device | str = "cpu",
 ) -> ModelFamily:
     """Load a family of pipelines of one class of `LAYOUTS`, in fp32 whatever dtype the files have.
@@ -33,7 +35,8 @@ def load(
     Args:
         reference: pipeline directory or hub id; gives the schedule, the text encoders and the decoder as well.
         generator: pipeline whose network is the one-step generator; its own scheduler names its prediction type.
-            Or a single file with the network's state dict, as DMD2 publishes it; it predicts what the reference does.
+            Or a single file with the network's state dict, as DMD2 publishes it, or with a LoRA of the reference's
+            network; it predicts what the reference does.
         assistant: pipeline or file whose network the online score network starts from; None copies the reference's.
         generator_timestep: T, the one timestep of the generator.
         generator_input: whether it is fed `sigma_T z` or `z`.
@@ -41,6 +44,8 @@ def load(
             PixArt's 2.5; T is then the nearest timestep. None takes the schedule's at T.
         decode_chunk: decode so many pictures at a time; None decodes the whole batch at once.
         gradient_checkpointing: recompute activations of networks and decoder in the backward pass.
+        lora: train adapters of generator and assistant; what they share with the reference is then one in memory. A
+            generator or assistant that is a whole network keeps frozen weights of its own. None trains whole networks.
         device: where all of it is put.
 
     Raises:
@@ -52,18 +57,15 @@ def load(
     config = files.scheduler_config()
     with files.reading("scheduler"):
         schedule = layout.process.schedule(config)
-        known = Known(layout, network, layout.process.prediction(config))
+        known = Known(layout, reference, network, layout.process.prediction(config))
     _check_timestep(files, schedule, generator_timestep, generator_noise_level)
     vae = files.model("vae", AutoencoderKL)
     side = network.config["sample_size"]
     # Each of the VAE's levels but one halves the picture.
     prompting = layout.prompting(files, side * 2 ** (len(vae.config["block_out_channels"]) - 1))
 
-    one_step, one_step_prediction = _network("generator", generator, known)
-    if assistant is None:
-        online, online_prediction = copy.deepcopy(network), known.prediction
-    else:
-        online, online_prediction = _network("assistant", assistant, known)
+    one_step, one_step_prediction = _start("generator", generator, known, lora)
+    online, online_prediction = _start("assistant", assistant or reference, known, lora)
     if gradient_checkpointing:
         for module in (network, one_step, online, vae):
             module.enable_gradient_checkpointing()
@@ -84,17 +86,39 @@ def load(
 
 
 class Known(NamedTuple):
-    """What the other networks of a run must agree with."""
+    """The reference: what the other networks of a run must agree with, and start from or share."""
 
     layout: Layout
+    location: str
     network: Any
     prediction: Prediction
 
 
+def _start(role: str, location: str, reference: Known, lora: Adapter | None) -> tuple[Any, Prediction]:
+    """Return the network that a role trains, wholly or by an adapter, and its prediction type."""
+    if lora is None:
+        network, prediction = _network(role, location, reference)
+        return merged(network).requires_grad_(True), prediction
+    reference.network.requires_grad_(False)
+    network, prediction = _network(role, location, reference)
+    add_adapter(network.requires_grad_(False), lora)
+    return network, prediction
+
+
 def _network(role: str, location: str, reference: Known) -> tuple[Any, Prediction]:
-    """Return another checkpoint's network and prediction type, once it is known to share latents and text."""
+    """Return a network and its prediction type, once it is known to share latents and text with the reference.
+
+    It shares the reference's weights in memory where these are frozen and it starts from them.
+    """
+    if location == reference.location:
+        return sharing_copy(reference.network), reference.prediction
     if is_weights_file(location):
-        return network_like(reference.network, role, location), reference.prediction
+        weights = read_weights(role, location)
+        if is_lora(weights):
+            made = with_initial_adapter(reference.network, reference.layout, role, location, weights)
+        else:
+            made = network_like(reference.network, role, location, weights)
+        return made, reference.prediction
     layout = reference.layout
     files = PipelineFiles.find(role, location, [layout.pipeline.__name__])
     network: Any = files.model(layout.network, layout.kind)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -11,20 +11,33 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slingstone.networks.activations import Graph, graph_bytes
+from slingstone.networks.adapters import Adapter, add_adapter
 from slingstone.networks.layouts import LAYOUTS, Layout
 from slingstone.networks.protocol import Condition
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def traced(directory: Path, checkpointed: bool, precision: str, decoder_precision: str) -> tuple[Graph, Graph, Graph]:
-    """Return one image's graphs: through the trained network, the frozen one, and the decoder.
+class Traced(NamedTuple):
+    """One image's graphs through the trained network, the frozen one and the decoder; how many weights are trained."""
+
+    trained: Graph
+    frozen: Graph
+    decoder: Graph
+    weights: int
+
+
+def traced(
+    directory: Path, checkpointed: bool, precision: str, decoder_precision: str, lora: Adapter | None = None
+) -> Traced:
+    """Return what is held for one image.
 
     Args:
         directory: of the pipeline.
         checkpointed: with gradient checkpointing.
         precision: of the network.
         decoder_precision: of the decoder.
+        lora: what is trained; None is the whole network.
     """
     layout, network, vae = _parts(directory)
     nn.Module.to(network, DTYPES[precision])
@@ -38,14 +51,23 @@ def traced(directory: Path, checkpointed: bool, precision: str, decoder_precisio
     output = layout.output(schedule)
     t = torch.zeros(1, dtype=torch.int64, device="meta")
 
-    def graph(frozen: bool) -> Graph:
-        latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=frozen)
-        network.requires_grad_(not frozen)
+    def graph(needs_input: bool) -> Graph:
+        latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=needs_input)
         return graph_bytes(network, lambda: output(network, latents, t, condition))
+
+    network.requires_grad_(False)
+    frozen = graph(needs_input=True)
+    if lora is None:
+        network.requires_grad_(True)
+    else:
+        add_adapter(network, lora)
+        nn.Module.to(network, DTYPES[precision])
+    trained = graph(needs_input=False)
+    weights = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
 
     latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=True)
     decoder = graph_bytes(vae, lambda: vae.decode(latents.to(vae.dtype), return_dict=False)[0].float())
-    return graph(frozen=False), graph(frozen=True), decoder
+    return Traced(trained, frozen, decoder, weights)
 
 
 def forward_flops(directory: Path) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from slingstone.networks.adapters import merged
 from slingstone.networks.denoiser import OneStepGenerator
 from slingstone.networks.layouts import Layout
 from slingstone.networks.protocol import Condition, Solver
@@ -96,7 +97,7 @@ class StableDiffusion:
         return latents, rows // len(noise)
 
     def save(self, generator: nn.Module, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a pipeline of the checkpoint's class that gives the generator's picture in one step.
+        """Write a pipeline of the checkpoint's class that gives the generator's picture in one step, adapters merged.
 
         `DiffusionPipeline.from_pretrained(directory)(prompt, num_inference_steps=1, guidance_scale=0)` runs it, and so
         does `timesteps=[T]`; see `one_step_scheduler` and `flow_one_step`.
@@ -109,7 +110,7 @@ class StableDiffusion:
             generator.generator_input,
             generator.noise_level,
         )
-        network, vae = _in_dtype(generator.network, dtype), _in_dtype(self.vae, dtype)
+        network, vae = _in_dtype(merged(generator.network), dtype), _in_dtype(self.vae, dtype)
         prompting = {
             name: _in_dtype(part, dtype) if isinstance(part, nn.Module) else part
             for name, part in self.prompting.items()

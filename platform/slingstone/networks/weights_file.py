@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,13 +22,19 @@ def is_weights_file(location: str) -> bool:
     return location.endswith(SUFFIXES) and not Path(location).is_dir()
 
 
-def network_like(network: Network, role: str, location: str) -> Network:
+def network_like(network: Network, role: str, location: str, weights: Mapping[str, Tensor] | None = None) -> Network:
     """Return a copy of `network` in its own dtype with the weights of a file, which must be exactly its weights.
+
+    Args:
+        network: of which kind the file must be.
+        role: of the file in the run.
+        location: of the file.
+        weights: what it holds, where that was read before.
 
     Raises:
         ValueError: if the file is missing, unreadable, or of another network; names `role` and `location`.
     """
-    weights = _read(role, location)
+    weights = weights or read_weights(role, location)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(shapes.items() ^ found.items())
@@ -43,7 +50,12 @@ def network_like(network: Network, role: str, location: str) -> Network:
     return made
 
 
-def _read(role: str, location: str) -> dict[str, Tensor]:
+def read_weights(role: str, location: str) -> dict[str, Tensor]:
+    """Return the tensors of a file here or on the hub.
+
+    Raises:
+        ValueError: if the file is missing, unreadable or holds something else; names `role` and `location`.
+    """
     file = location if Path(location).is_file() else _downloaded(role, location)
     try:
         if location.endswith(".safetensors"):

@@ -1,6 +1,5 @@
 """From a configuration to the objects of one rank: networks, engines, rewards, trainer, measurement."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import nn
 
 from slingstone.config import KL, Experiment, Objective, PseudoHuber
 from slingstone.data import PromptSampler
+from slingstone.networks.adapters import Adapter, cast_frozen, sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.embeddings import EmbeddingStore, fingerprint
 from slingstone.networks.latent_diffusion import load
@@ -53,10 +53,10 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
     read = read_prompts(run.data.prompts, run.data.column)
     if not run.models.keep_text_encoder:
         encode_ahead(family, [*read, *held_out(run)], Path(run.storage) / "embeddings", rank, world)
-    averaged = copy.deepcopy(family.generator).requires_grad_(False).eval()
+    averaged = sharing_copy(family.generator).requires_grad_(False).eval()
     clip = run.training.max_grad_norm
-    generator = build_engine(family.generator, run.training.generator_optimizer, run.runtime, clip)
-    assistant = build_engine(family.assistant, run.training.assistant_optimizer, run.runtime, clip)
+    generator = build_engine(trained_part(family.generator), run.training.generator_optimizer, run.runtime, clip)
+    assistant = build_engine(trained_part(family.assistant), run.training.assistant_optimizer, run.runtime, clip)
     asked = clients(run.rewards, device)
     prompts = PromptSampler(read, run.training.batch_size, rank, world, run.seed)
     trainer = Trainer(
@@ -76,7 +76,7 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
 
 def load_family(run: Experiment, device: torch.device) -> ModelFamily:
     """Return the networks of a run, the reference in the precision in which the engines will run the others."""
-    models = run.models
+    models, lora = run.models, run.models.lora
     family = load(
         models.reference,
         models.generator,
@@ -86,10 +86,12 @@ def load_family(run: Experiment, device: torch.device) -> ModelFamily:
         generator_noise_level=models.generator_noise_level,
         decode_chunk=models.decode_chunk,
         gradient_checkpointing=run.runtime.gradient_checkpointing,
+        lora=lora and Adapter(lora.rank, float(lora.alpha or lora.rank), lora.target_modules),
         device=device,
     )
     # The divergence takes the small difference of assistant and reference: both must round alike.
-    family.reference.to(DTYPES[run.runtime.precision])
+    for part in (family.reference, *((family.generator, family.assistant) if lora else ())):
+        cast_frozen(part, DTYPES[run.runtime.precision])
     return family
 
 

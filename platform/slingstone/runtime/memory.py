@@ -7,11 +7,12 @@ are not in the table are counted on torch's meta device.
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from slingstone.config import KL, Experiment, Runtime
+from slingstone.config import ATTENTION, KL, Experiment, Runtime
 from slingstone.runtime.published import PUBLISHED, Activations, Held, Published
 
 BUCKET = 500_000_000
@@ -31,6 +32,7 @@ class Sizes:
         vae: of the autoencoder.
         text: of all text encoders.
         activations: of the network in the run's precision and of the reward's decoder.
+        trained: weights that each engine trains: the network's, or its adapter's.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Sizes:
     vae: int
     text: int
     activations: Activations
+    trained: int
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,22 @@ def activation_bytes(run: Experiment, one: Activations) -> int:
 
 def estimate(run: Experiment, known: Sizes) -> dict[str, int]:
     """Return bytes by part on one device."""
-    engine = engine_bytes(known.network, run.runtime)
+    engine = engine_bytes(known.trained, run.runtime)
     frozen = _size(run.runtime) * known.network
-    # The generator that is evaluated and exported, in fp32.
-    evaluated = 4 * known.network
+    # The generator that is evaluated and exported: what it does not share is in fp32.
+    evaluated = 4 * known.trained
+    trains = "adapters" if run.models.lora else "generator, assistant"
     bf16_decoder = run.models.reward_decoder_precision == "bf16" and run.models.reward_decoder is None
     return {
-        "weights: generator, assistant": 2 * engine.weights,
+        f"weights: {trains}": 2 * engine.weights,
+        **({"weights: bases of their own": frozen * own} if (own := own_bases(run)) else {}),
         "weights: reference": frozen,
         "weights: evaluated generator": evaluated,
         "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
         "weights: text encoders": 4 * known.text if run.models.keep_text_encoder else 0,
         "gradients": engine.gradients,
         "optimizer states": 2 * engine.optimizer,
-        "average (EMA)": average_bytes(known.network, run.runtime),
+        "average (EMA)": average_bytes(known.trained, run.runtime),
         "communication": engine.buffers * (2 if run.runtime.zero_stage == 3 else 1),
         "activations": activation_bytes(run, known.activations),
     }
@@ -139,11 +144,12 @@ def _lines(run: Experiment) -> Iterator[str]:
     parts = estimate(run, known)
     mode = f"zero_stage {runtime.zero_stage}" if runtime.engine == "deepspeed" else "plain torch"
     yield f"memory of one {device} of {runtime.num_workers} ({mode}, offload {runtime.offload}, {runtime.precision})"
-    yield f"  from {known.source}; {known.network:,} weights a network"
+    adapters = f", {known.trained:,} in the adapter of each" if run.models.lora else ""
+    yield f"  from {known.source}; {known.network:,} weights a network{adapters}"
     for name, size in parts.items():
         yield f"  {name:<32}{size / GIB:9.3f} GiB"
     yield f"  {'sum':<32}{sum(parts.values()) / GIB:9.3f} GiB"
-    if host := 2 * engine_bytes(known.network, runtime).host:
+    if host := 2 * engine_bytes(known.trained, runtime).host:
         yield f"  {'in host memory':<32}{host / GIB:9.3f} GiB"
     yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
 
@@ -161,29 +167,57 @@ def sizes(run: Experiment) -> Sizes:
         network, vae, text = _counted(directory)
         for published in PUBLISHED.values():
             if (published.network, published.vae) == (network, vae):
-                return Sizes("the headers of the weights", network, vae, text, _known(run, published))
+                return Sizes("the headers of the weights", network, vae, text, *_known(run, published))
+        from slingstone.networks.adapters import Adapter
         from slingstone.networks.meta import traced
 
-        graphs = traced(directory, checkpointed, run.runtime.precision, run.models.reward_decoder_precision)
-        return Sizes(
-            "the headers of the weights", network, vae, text, Activations(*(Held(g.held, g.peak) for g in graphs))
-        )
+        lora = run.models.lora and Adapter(run.models.lora.rank, 1.0, run.models.lora.target_modules)
+        found = traced(directory, checkpointed, run.runtime.precision, run.models.reward_decoder_precision, lora)
+        graphs = Activations(*(Held(graph.held, graph.peak) for graph in (found.trained, found.frozen, found.decoder)))
+        return Sizes("the headers of the weights", network, vae, text, graphs, found.weights if lora else network)
     if reference not in PUBLISHED:
         raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
     found = PUBLISHED[reference]
-    return Sizes("published sizes", found.network, found.vae, found.text, _known(run, found))
+    return Sizes("published sizes", found.network, found.vae, found.text, *_known(run, found))
 
 
-def _known(run: Experiment, published: Published) -> Activations:
-    """Return the table's activations in the precision of the run."""
+def own_bases(run: Experiment) -> int:
+    """Return how many trained networks keep frozen weights of their own, with adapters over them."""
+    starts = (run.models.generator, run.models.assistant)
+    return sum(bool(start) and not _shares(run, str(start)) for start in starts) if run.models.lora else 0
+
+
+def _shares(run: Experiment, start: str) -> bool:
+    """Return whether a network that starts there shares the reference's weights: it is the reference, or its LoRA."""
+    if start == run.models.reference:
+        return True
+    if Path(start).is_file() and start.endswith(".safetensors"):
+        return any("lora" in name for name in _header(Path(start)))
+    # A file that is not here, or that cannot be looked into cheaply, is known by its name alone.
+    return start.endswith((".safetensors", ".bin", ".pt", ".pth")) and "lora" in Path(start).name.lower()
+
+
+def _known(run: Experiment, published: Published) -> tuple[Activations, int]:
+    """Return the table's activations in the precision of the run, and how many weights are trained.
+
+    Raises:
+        ValueError: if the run's adapters are on other layers than those of the table.
+    """
     found = published.checkpointed if run.runtime.gradient_checkpointing else published.plain
+    lora, weights = run.models.lora, published.network
+    if lora is not None:
+        if lora.target_modules != ATTENTION:
+            raise ValueError("models.lora.target_modules are others than those whose sizes are in the table")
+        graph = published.adapted_checkpointed if run.runtime.gradient_checkpointing else published.adapted
+        found, weights = replace(found, trained=graph), lora.rank * published.adapter
     factor = 1 if run.runtime.precision == "bf16" else 2
     divisor = 2 if run.models.reward_decoder_precision == "bf16" else 1
-    return Activations(
+    graphs = Activations(
         Held(factor * found.trained.held, factor * found.trained.peak),
         Held(factor * found.frozen.held, factor * found.frozen.peak),
         Held(found.decoder.held // divisor, found.decoder.peak // divisor),
     )
+    return graphs, weights
 
 
 def _score_graphs(run: Experiment) -> int:
@@ -233,7 +267,10 @@ def _files(part: Path) -> Iterator[Path]:
 
 def _weights(file: Path) -> int:
     """Return how many numbers a file of weights holds, from its header."""
+    return sum(prod(entry["shape"]) for name, entry in _header(file).items() if name != "__metadata__")
+
+
+def _header(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
-        header = json.loads(opened.read(length))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return json.loads(opened.read(length))

@@ -36,6 +36,9 @@ class Published:
         text: of all text encoders.
         plain: activations without checkpointing.
         checkpointed: with it.
+        adapter: weights of an adapter of rank 1 on every attention projection.
+        adapted: activations of the network with such adapters, of rank 64, where only they are trained.
+        adapted_checkpointed: with checkpointing.
     """
 
     network: int
@@ -43,6 +46,9 @@ class Published:
     text: int
     plain: Activations
     checkpointed: Activations
+    adapter: int
+    adapted: Held
+    adapted_checkpointed: Held
 
 
 _SD15 = Published(
@@ -55,6 +61,9 @@ _SD15 = Published(
     checkpointed=Activations(
         Held(154_547_200, 241_513_604), Held(154_538_880, 233_640_964), Held(858_849_536, 3_274_769_928)
     ),
+    adapter=199_296,
+    adapted=Held(818_532_352, 844_746_628),
+    adapted_checkpointed=Held(146_792_704, 234_303_108),
 )
 _SDXL = Published(
     network=2_567_463_684,
@@ -66,6 +75,9 @@ _SDXL = Published(
     checkpointed=Activations(
         Held(587_357_056, 724_297_476), Held(503_451_904, 629_904_004), Held(3_435_397_376, 13_099_075_080)
     ),
+    adapter=1_451_520,
+    adapted=Held(5_665_977_728, 5_728_901_152),
+    adapted_checkpointed=Held(464_445_568, 548_331_780),
 )
 _PIXART = Published(
     network=610_856_096,
@@ -77,6 +89,9 @@ _PIXART = Published(
     checkpointed=Activations(
         Held(75_050_480, 143_003_380), Held(68_786_160, 114_321_140), Held(858_849_536, 3_274_769_928)
     ),
+    adapter=516_096,
+    adapted=Held(968_259_584, 987_123_464),
+    adapted_checkpointed=Held(68_851_696, 119_922_424),
 )
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": _SD15,

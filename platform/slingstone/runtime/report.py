@@ -9,9 +9,10 @@ from PIL.Image import Image
 from torch import nn
 
 from slingstone.runtime.assignment import Assignment
+from slingstone.runtime.card import Provenance, model_card
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
-from slingstone.runtime.tracking import Run
+from slingstone.runtime.tracking import Run, git_commit, lock_hash
 
 
 class Reporter:
@@ -20,6 +21,7 @@ class Reporter:
     def __init__(self, assignment: Assignment, rank: int) -> None:
         self._board = assignment.board
         self._quiet = rank > 0
+        self._experiment = assignment.experiment
         self._directory = Path(assignment.directory)
         self._run = Run(assignment.mlflow_uri, assignment.mlflow_run_id)
         self._progress = Progress(self.say, assignment.experiment.training.num_images)
@@ -49,11 +51,16 @@ class Reporter:
             self._picture(measure.grid_now(f"{images} images", generator), f"grid_{images:09}.png")
 
     def finish(self, measure: Measure, generator: nn.Module, results: Mapping[str, Any]) -> None:
-        """Draw the final grid and export the aligned generator as a pipeline."""
+        """Draw the final grid and export the aligned generator as a pipeline with its model card."""
         if not self._quiet:
             self._picture(measure.grid({label: label.replace("_", " ") for label in results}), "grid.png")
             exported = self._directory / "pipeline"
             measure.family.pipeline.save(generator, exported, torch.float32)
+            run = self._experiment
+            of = Provenance(
+                run.training.num_images, "ema", {"git_commit": git_commit(), "lock_sha256": lock_hash()}, results
+            )
+            (exported / "README.md").write_text(model_card(run, of), encoding="utf-8")
             self._run.artifact(exported, "pipeline")
             self._run.flush()
 

@@ -4,16 +4,18 @@ Bytes are those of tensors: every operation's results, from when they are made u
 (`networks.activations.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from slingstone.config import Optimizer
+from slingstone.config import ATTENTION, Optimizer
 from slingstone.networks.activations import LiveBytes
+from slingstone.networks.adapters import Adapter, add_adapter, sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder
 from slingstone.networks.denoiser import OneStepGenerator, ScoreNetwork
 from slingstone.networks.outputs import unet_output
@@ -43,32 +45,44 @@ class Size:
     batch: int = 2
 
 
+class Variant(NamedTuple):
+    """The way of the gradients, whether activations are checkpointed, and whether adapters alone are trained."""
+
+    gradient: Literal["direct", "recomputed"]
+    checkpointed: bool
+    lora: bool
+
+
 VARIANTS = {
-    "direct": ("direct", False),
-    "recomputed": ("recomputed", False),
-    "recomputed, checkpointed": ("recomputed", True),
+    "direct": Variant("direct", False, False),
+    "recomputed": Variant("recomputed", False, False),
+    "recomputed, checkpointed": Variant("recomputed", True, False),
+    "LoRA, recomputed, checkpointed": Variant("recomputed", True, True),
 }
-"""By name: the way of the gradients, and whether activations are checkpointed."""
+
+
+PARTS = ("resting", "peak")
+"""Of a measurement: bytes between steps, and the most beyond them."""
 
 
 def measure(size: Size) -> dict[str, dict[str, int]]:
     """Return, by variant, the bytes that rest between steps and the most of a generator's update beyond them."""
-    return {name: _peak(size, *variant) for name, variant in VARIANTS.items()}
+    return {name: _peak(size, variant) for name, variant in VARIANTS.items()}
 
 
 def table(found: dict[str, dict[str, int]]) -> str:
-    """Return the measurement as lines, with each peak as a ratio of the first."""
-    first = next(iter(found.values()))["peak"]
-    lines = [f"{'':<28}{'resting MiB':>12}{'peak MiB':>12}{'ratio':>8}"]
+    """Return the measurement as lines, with each number as a ratio of the first line's."""
+    first = next(iter(found.values()))
+    lines = [f"{'':<32}{'resting MiB':>12}{'ratio':>8}{'peak MiB':>12}{'ratio':>8}{'together':>10}"]
     for name, value in found.items():
-        mib = [value[part] / 2**20 for part in ("resting", "peak")]
-        lines.append(f"{name:<28}{mib[0]:>12.1f}{mib[1]:>12.1f}{value['peak'] / first:>8.3f}")
+        cells = "".join(f"{value[part] / 2**20:>12.1f}{value[part] / first[part]:>8.3f}" for part in PARTS)
+        lines.append(f"{name:<32}{cells}{sum(value.values()) / sum(first.values()):>10.3f}")
     return "\n".join(lines)
 
 
-def _peak(size: Size, gradient: Any, checkpointed: bool) -> dict[str, int]:
+def _peak(size: Size, variant: Variant) -> dict[str, int]:
     with LiveBytes("cpu") as live:
-        trainer = _trainer(size, gradient, checkpointed)
+        trainer = trainer_of(random_family(size, variant), variant.gradient, size.batch, decode_chunk=1)
         # The first step makes what stays: the optimizers' moments.
         trainer.step()
         resting, live.peak = live.now, live.now
@@ -76,29 +90,37 @@ def _peak(size: Size, gradient: Any, checkpointed: bool) -> dict[str, int]:
     return {"resting": resting, "peak": live.peak - resting}
 
 
-def _trainer(size: Size, gradient: Any, checkpointed: bool) -> Trainer:
-    family = random_family(size, checkpointed)
+def trainer_of(
+    family: ModelFamily,
+    gradient: Literal["direct", "recomputed"],
+    batch: int,
+    decode_chunk: int,
+    precision: str = "fp32",
+) -> Trainer:
+    """Return a trainer under the plain engine, whose reward is brightness, on the family's device."""
     adam = Optimizer(lr=1e-5)
     span = Timesteps(20, 979)
     settings = StepSettings(
-        batch_size=size.batch,
+        batch_size=batch,
         generator_timesteps=span,
         assistant_timesteps=span,
         divergence=replace(Divergence(), gradient=gradient, guidance=Guidance("inner", 7.5)),
         reward_weight=1.0,
-        decode_chunk=1,
+        decode_chunk=decode_chunk,
     )
-    generator, assistant = (TorchEngine(part, adam, "fp32", 10.0) for part in (family.generator, family.assistant))
+    parts = (trained_part(family.generator), trained_part(family.assistant))
+    generator, assistant = (TorchEngine(part, adam, precision, 10.0) for part in parts)
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
-    rng = torch.Generator().manual_seed(0)
-    return Trainer(family, generator, assistant, RewardPanel([reward]), _prompts(size), settings, rng)
+    rng = torch.Generator(next(family.reference.parameters()).device).manual_seed(0)
+    panel, prompts = RewardPanel([reward]), _prompts(batch)
+    return Trainer(family, generator, assistant, panel, prompts, settings, rng, generator.named_parameters)
 
 
-def random_family(size: Size, checkpointed: bool) -> ModelFamily:
+def random_family(size: Size, variant: Variant) -> ModelFamily:
     """Return SDXL's architecture at a fraction of its width, with random weights and conditions."""
     torch.manual_seed(0)
     schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.9999, 0.005, 1000))
-    networks = [_unet(size) for _ in range(3)]
+    networks = three_networks(_unet(size), variant.lora)
     kind: Any = AutoencoderKL
     vae = kind(
         block_out_channels=(size.width // 2, size.width, size.width, size.width),
@@ -107,7 +129,7 @@ def random_family(size: Size, checkpointed: bool) -> ModelFamily:
         latent_channels=4,
         norm_num_groups=16,
     )
-    if checkpointed:
+    if variant.checkpointed:
         for module in (*networks, vae):
             module.enable_gradient_checkpointing()
     return ModelFamily(
@@ -119,6 +141,21 @@ def random_family(size: Size, checkpointed: bool) -> ModelFamily:
         schedule=schedule,
         latent_shape=(4, size.side, size.side),
     )
+
+
+LORA = Adapter(rank=8, alpha=8.0, target_modules=ATTENTION)
+"""Adapters of the measurement: of an eighth of the width's rank, on attention."""
+
+
+def three_networks(reference: Any, lora: bool) -> list[Any]:
+    """Return generator, assistant and reference: three whole networks, or one with two adapters."""
+    if not lora:
+        return [copy.deepcopy(reference), copy.deepcopy(reference), reference]
+    reference.requires_grad_(False)
+    adapted = [sharing_copy(reference), sharing_copy(reference)]
+    for network in adapted:
+        add_adapter(network, LORA)
+    return [*adapted, reference]
 
 
 def _unet(size: Size) -> Any:
@@ -156,6 +193,6 @@ class _Brightness:
         return self.images.mean((1, 2, 3)), torch.full_like(self.images, 1 / self.images[0].numel())
 
 
-def _prompts(size: Size) -> Iterator[list[str]]:
+def _prompts(batch: int) -> Iterator[list[str]]:
     while True:
-        yield [""] * size.batch
+        yield [""] * batch

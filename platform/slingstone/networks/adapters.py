@@ -1,0 +1,137 @@
+"""Adapters of low rank: networks that share one frozen base in memory, each a tree of modules with its own adapter."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+TRAINED = "trained"
+INITIAL = "initial"
+"""Names of adapters: what a run trains, and what its initial weights were published as."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is trained in the place of a network.
+
+    Attributes:
+        rank: of every adapter.
+        alpha: adapters are scaled by `alpha / rank`.
+        target_modules: layers that get one, by the ends of their names.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+
+
+def sharing_copy(module: Module) -> Module:
+    """Return a copy of the tree of modules whose frozen weights and buffers are those of the original, in memory.
+
+    Two trees rather than one with a switch: a backward pass that recomputes activations meets the adapter of its own
+    forward pass, whatever ran in between.
+    """
+    frozen = [weight for weight in module.parameters() if not weight.requires_grad]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*frozen, *module.buffers())})
+
+
+def add_adapter(network: nn.Module, adapter: Adapter) -> None:
+    """Give the layers of a network a trained adapter in fp32, which changes nothing yet, and freeze all the rest.
+
+    Raises:
+        ValueError: if no layer's name ends as asked for.
+    """
+    config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.target_modules))  # pyright: ignore[reportArgumentType]
+    try:
+        inject_adapter_in_model(config, network, TRAINED)
+    except ValueError as error:
+        raise ValueError(
+            f"lora.target_modules is {list(adapter.target_modules)}, which does not fit the network: {error}"
+        ) from error
+    activate(network)
+
+
+def activate(network: nn.Module) -> None:
+    """Let all adapters of a network act, of which only `TRAINED` is trained."""
+    for layer in _layers(network).values():
+        layer.set_adapter([name for name in (INITIAL, TRAINED) if name in layer.r])
+    for name, weight in network.named_parameters():
+        weight.requires_grad_(f".{TRAINED}." in name)
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert what is frozen, buffers too; the trained weights stay as they are, for the engine to convert."""
+    kept = [(weight, weight.data) for weight in module.parameters() if weight.requires_grad]
+    module.to(dtype)
+    for weight, data in kept:
+        weight.data = data
+
+
+def merged(network: Module) -> Module:
+    """Return a network with fp32 weights of its own into which the adapters were added; itself where there are none."""
+    if not _layers(network):
+        return network
+    alone: Any = nn.Module.float(copy.deepcopy(network))
+    for name, layer in _layers(alone).items():
+        layer.merge()
+        parent, _, leaf = name.rpartition(".")
+        setattr(alone.get_submodule(parent), leaf, layer.get_base_layer())
+    # What peft and diffusers left behind; they would take the network for one with adapters.
+    vars(alone).pop("peft_config", None)
+    alone._hf_peft_config_loaded = False
+    return alone
+
+
+def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the trained adapter as diffusers names its weights in a file of LoRA weights."""
+    return {
+        name.replace(f".{TRAINED}.", "."): weight.detach()
+        for name, weight in network.named_parameters()
+        if f".{TRAINED}." in name
+    }
+
+
+class TrainedPart(nn.Module):
+    """The trained weights of a module, by the same names; calls go to the whole of it.
+
+    An engine that is given this sees nothing else: it shards, saves, averages and broadcasts adapters, and never meets
+    a weight that another engine knows, too.
+    """
+
+    def __init__(self, whole: nn.Module):
+        super().__init__()
+        # In a tuple, so that its frozen weights are not this module's.
+        self._whole = (whole,)
+        for name, weight in whole.named_parameters():
+            if weight.requires_grad:
+                *path, leaf = name.split(".")
+                _descend(self, path).register_parameter(leaf, weight)
+
+    def forward(self, *args: Any) -> Tensor:
+        """Run the whole module."""
+        return self._whole[0](*args)
+
+
+def trained_part(module: nn.Module) -> nn.Module:
+    """Return what an engine should be given: the module, or where some of it is frozen its trained part."""
+    return module if all(weight.requires_grad for weight in module.parameters()) else TrainedPart(module)
+
+
+def _descend(module: nn.Module, path: list[str]) -> nn.Module:
+    for name in path:
+        if name not in dict(module.named_children()):
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    return module
+
+
+def _layers(network: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}

@@ -1,0 +1,186 @@
+"""Adapters of low rank: one base in memory, no weight of it ever changed, and a network of its own once merged."""
+
+import copy
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from slingstone.networks.adapters import Adapter, adapter_weights, merged, sharing_copy, trained_part
+from slingstone.networks.latent_diffusion import load
+from slingstone.networks.protocol import ModelFamily
+from slingstone.networks.sampling import noise_of_seeds
+from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
+
+FAMILIES: dict[str, tuple[ModuleType, int]] = {
+    "sd": (tiny, 625),
+    "sdxl": (tiny_sdxl, 399),
+    "pixart": (tiny_pixart, 440),
+    "sd3": (tiny_sd3, 999),
+}
+LORA = Adapter(rank=4, alpha=8.0, target_modules=("to_q", "to_k", "to_v", "to_out.0"))
+PROMPTS = ["a red disc", "a white ring"]
+
+
+def storages(module: nn.Module) -> dict[int, int]:
+    """Return the bytes of each tensor in memory that a module holds, by its address."""
+    return {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Move the trained weights of a module, as steps would."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return module
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFamily:
+    module, timestep = FAMILIES[request.param]
+    directory = str(module.write_pipeline(tmp_path_factory.mktemp(request.param) / "pipeline"))
+    return load(directory, directory, generator_timestep=timestep, lora=LORA)
+
+
+def test_three_networks_hold_one_base_and_two_adapters(family: ModelFamily) -> None:
+    base = storages(family.reference)
+    own = [storages(part).keys() - base.keys() for part in (family.generator, family.assistant)]
+    trained = [
+        {weight.untyped_storage().data_ptr() for weight in part.parameters() if weight.requires_grad}
+        for part in (family.generator, family.assistant)
+    ]
+    assert own == trained
+    assert not own[0] & own[1], "generator and assistant must not share an adapter"
+    adapter = sum(storages(family.generator)[address] for address in own[0])
+    assert 0 < adapter < 0.5 * sum(base.values())
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_moved_one_its_own_network_only(family: ModelFamily) -> None:
+    family = copy.deepcopy(family)  # of all three at once, which keeps what they share
+    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
+    t = torch.tensor([100, 900])
+    with torch.no_grad():
+        reference = family.reference(z, t, condition)
+        assert torch.equal(family.assistant(z, t, condition), reference)
+        generated = family.generator(z, condition)
+        shaken(family.generator)
+        assert (family.generator(z, condition) - generated).abs().mean() > 1e-3
+        assert torch.equal(family.assistant(z, t, condition), reference)
+        assert torch.equal(family.reference(z, t, condition), reference)
+
+
+def test_merged_weights_give_the_adapted_output_and_leave_the_base_alone(family: ModelFamily) -> None:
+    generator = shaken(copy.deepcopy(family.generator))
+    before = {name: weight.clone() for name, weight in family.reference.state_dict().items()}
+    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
+    alone = sharing_copy(generator)
+    alone.network = merged(generator.network)
+    assert alone.network.state_dict().keys() == family.reference.network.state_dict().keys()
+    with torch.no_grad():
+        # (W + s B A) x against W x + s B (A x): another order of sums.
+        torch.testing.assert_close(alone(z, condition), generator(z, condition), rtol=0, atol=1e-4)
+    for name, weight in family.reference.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_checkpointed_activations_recompute_with_the_adapter_of_their_own_forward_pass(family: ModelFamily) -> None:
+    family = copy.deepcopy(family)
+    shaken(family.generator)
+    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
+    weights = [weight for weight in family.generator.parameters() if weight.requires_grad]
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            family.generator.network.enable_gradient_checkpointing()
+        value = family.generator(z, condition).square().mean()
+        family.assistant(z, torch.tensor([100, 900]), condition)
+        gradients.append(torch.autograd.grad(value, weights, allow_unused=True))
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert (plain is None) == (recomputed is None)
+        if plain is not None:
+            torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-6)
+
+
+def test_an_engine_is_given_the_adapter_alone_under_the_names_of_the_whole(family: ModelFamily) -> None:
+    part = trained_part(family.generator)
+    expected = {name: weight for name, weight in family.generator.named_parameters() if weight.requires_grad}
+    assert dict(part.named_parameters()).keys() == expected.keys()
+    assert all(weight is expected[name] for name, weight in part.named_parameters())
+    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
+    with torch.no_grad():
+        assert torch.equal(part(z, condition), family.generator(z, condition))
+    assert trained_part(nn.Linear(2, 2)).state_dict().keys() == {"weight", "bias"}, "a whole network is given as it is"
+
+
+def test_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
+    directory = str(tiny.write_pipeline(tmp_path / "sd"))
+    nowhere = Adapter(4, 4.0, ("to_everything",))
+    with pytest.raises(ValueError, match=r"lora.target_modules is \['to_everything'\]"):
+        load(directory, directory, generator_timestep=625, lora=nowhere)
+
+
+def kohya(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Return LoRA weights in the dialect in which LCM's and Hyper-SD's are published."""
+    found = {}
+    for name, weight in weights.items():
+        layer, _, matrix = name.removesuffix(".weight").rpartition(".")
+        flat = "lora_unet_" + layer.replace(".", "_")
+        found[f"{flat}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = weight.half()
+        found[f"{flat}.alpha"] = torch.tensor(alpha)
+    return found
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, StableDiffusionXLPipeline]:
+    """An SDXL pipeline, a file with a LoRA of it, and diffusers' own pipeline with that LoRA."""
+    root = tmp_path_factory.mktemp("published")
+    directory = str(tiny_sdxl.write_pipeline(root / "sdxl"))
+    family = load(directory, directory, generator_timestep=399, lora=LORA)
+    weights = adapter_weights(shaken(family.generator).network)
+    file = root / "sdxl-lightning_1step_lora.safetensors"
+    save_file(kohya(weights, alpha=2.0), file)
+    stock = StableDiffusionXLPipeline.from_pretrained(directory)
+    stock.load_lora_weights(str(file))
+    return directory, str(file), stock
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_published_lora_starts_the_generator_that_diffusers_makes_of_it(published, lora: Adapter | None) -> None:
+    directory, file, stock = published
+    family = load(directory, file, generator_timestep=399, generator_input="unscaled", lora=lora)
+    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
+    own, ours = copy.deepcopy(family.generator), family.generator
+    own.network = stock.unet
+    with torch.no_grad():
+        expected = own(z, condition)
+        torch.testing.assert_close(ours(z, condition), expected, rtol=0, atol=1e-4)
+        base = load(directory, directory, generator_timestep=399, generator_input="unscaled").generator
+        assert (base(z, condition) - expected).abs().mean() > 1e-3, "the LoRA must matter"
+    if lora is None:
+        assert all(weight.requires_grad for weight in ours.parameters())
+        return
+    own_bytes = storages(ours).keys() - storages(family.reference).keys()
+    assert sum(storages(ours)[address] for address in own_bytes) < 0.5 * sum(storages(family.reference).values())
+    assert all(".trained." in name for name, weight in ours.named_parameters() if weight.requires_grad)
+    alone = merged(shaken(ours).network)
+    own.network = alone
+    with torch.no_grad():
+        torch.testing.assert_close(own(z, condition), ours(z, condition), rtol=0, atol=1e-4)
+
+
+def test_a_lora_of_another_network_is_refused(published, tmp_path: Path) -> None:
+    _, file, _ = published
+    with pytest.raises(ValueError, match=r"generator .* does not fit the reference's network as a LoRA"):
+        load(str(tiny.write_pipeline(tmp_path / "sd")), file, generator_timestep=399)
+    pixart = str(tiny_pixart.write_pipeline(tmp_path / "pixart"))
+    with pytest.raises(ValueError, match="PixArtAlphaPipeline cannot read"):
+        load(pixart, file, generator_timestep=440)
