@@ -113,13 +113,19 @@ def test_no_more_trials_start_than_the_cluster_holds(write_sweep):
 
 
 def test_early_stopping_has_no_rung_where_trials_end_anyway(write_sweep):
-    few = planned(write_sweep(early_stopping={"grace_images": 8, "reduction_factor": 2}))
+    rungs_from_8 = {"grace_images": 8, "reduction_factor": 2}
+    few = planned(write_sweep(early_stopping=rungs_from_8, trial_overrides=[*SHORT, "training.warmup_images=0"]))
     few.begin()
     scheduler = driver._scheduler(few)
     rungs = [milestone for milestone, _ in scheduler._brackets[0]._rungs]
     assert few.run.training.num_images == 32
     assert rungs == [16, 8]
     assert not scheduler._stop_last_trials, "the last evaluation is still to come"
+
+
+def test_no_trial_may_be_stopped_before_its_generator_has_taken_a_step(write_sweep):
+    with pytest.raises(ValueError, match=r"early_stopping.grace_images = 8: .* such as 24"):
+        planned(write_sweep(early_stopping={"grace_images": 8}))
 
 
 def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(write_sweep):

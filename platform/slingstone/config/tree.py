@@ -215,6 +215,21 @@ class Data(Section):
     """Column or key of a table that holds the prompts; null reads the one named `prompt`, in any case of letters."""
 
 
+class Registry(Section):
+    """A registered model of MLflow, of which exports become versions.
+
+    `models:/<name>@init` is where training started, `models:/<name>@best` the best by `metric`, `models:/<name>/latest`
+    what came out last; versions are compared only if their runs were evaluated alike.
+    """
+
+    name: Name
+    """Of the registered model; runs that share it compete for `best`."""
+    metric: PathText
+    """Number of the full evaluation by which a version is the best, such as a held-out reward or `utility`."""
+    mode: Literal["max", "min"] = "max"
+    """Which way is better."""
+
+
 class Tracking(Section):
     """Where MLflow keeps the run."""
 
@@ -222,3 +237,7 @@ class Tracking(Section):
     """Tracking URI; null takes MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
     experiment: str = "slingstone"
     """MLflow experiment."""
+    system_metrics: bool = True
+    """Use of CPU, memory, disk, network and GPU of the first worker's node, every ten seconds, under `system/`."""
+    registry: Registry | None = None
+    """Registers the exported pipeline as a model, loadable by `mlflow.pyfunc`; null leaves it an artifact."""

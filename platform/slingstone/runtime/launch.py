@@ -46,7 +46,7 @@ def align(
     """
     history = History(Path(run.storage) / "align" / run.name)
     history.check(run)
-    if (done := history.summary) is not None and done["images"] >= run.training.num_images:
+    if (done := history.summary) is not None and history.complete(run):
         say(f"{run.name} is complete: delete {history.directory} or give another name to start afresh")
         _conclude(done, history, say)
         return done
@@ -67,7 +67,8 @@ def align(
             with board(say) as shown:
                 assignment = Assignment(run, str(history.directory), uri, tracked.run_id, shown)
                 results = fit(run, _rank, {"assignment": assignment}, history.directory, callbacks)
-            facts = {"name": run.name, "images": run.training.num_images, "mlflow_run_id": tracked.run_id}
+            images = results.get("guard", {}).get("images", run.training.num_images)
+            facts = {"name": run.name, "images": images, "mlflow_run_id": tracked.run_id}
             facts |= {"mlflow_uri": uri, "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
             tracked.artifact(history.directory / "config.yaml")
@@ -197,8 +198,10 @@ def _cause(error: TrainingFailedError) -> str:
 
 def _conclude(summary: dict[str, Any], history: History, say: Callable[[str], None]) -> None:
     say("")
-    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict)}))
+    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict) and "rewards" in found}))
     say("")
+    if "guard" in summary:
+        say(f"{summary['guard']['reason']}\n")
     say(f"picture   {history.directory / 'pictures' / 'grid.png'}")
     say(f"pipeline  {history.directory / 'pipeline'}")
     say(f"summary   {history.directory / 'summary.json'}")

@@ -48,6 +48,15 @@ class Measure:
         steps, guidance = self.settings.reference.steps, self.settings.reference.guidance
         return self._known(label) or self._full(label, reference_sampler(self.family, steps, guidance))
 
+    def initial_short(self, generator: nn.Module) -> dict[str, Any]:
+        """Return what `short` finds of the initial generator, read back if it is known; a collective."""
+        if known := self._known("init_short"):
+            return known
+        found = self.short(generator)
+        if self.rank == 0:
+            self._write("init_short", found)
+        return found
+
     def short(self, generator: nn.Module) -> dict[str, Any]:
         """Evaluate a one-step generator on a part of the prompts; a collective."""
         count = max(1, self.settings.num_prompts // SHORT)
@@ -77,8 +86,11 @@ class Measure:
         if self.rank == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             torch.save((self._columns(sampler) * 255).round().to(torch.uint8), self.directory / f"{label}.pt")
-            (self.directory / f"{label}.json").write_text(json.dumps(summary, indent=1))
+            self._write(label, summary)
         return summary
+
+    def _write(self, label: str, summary: dict[str, Any]) -> None:
+        (self.directory / f"{label}.json").write_text(json.dumps(summary, indent=1))
 
     def _columns(self, sampler: Sampler) -> Tensor:
         prompts = self.prompts[: self.settings.grid_prompts]
