@@ -1,12 +1,13 @@
 # The commands of the project; `make` lists them.
 #   PYTHON=python3.12        the interpreter that .venv is made with
-#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; SWEEP=..., EVALUATE=... for the other jobs
+#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; SWEEP=..., EVALUATE=..., CLAIMS=... for the other jobs
 #   RAY_ADDRESS or RAY_API_SERVER_ADDRESS=http://head:8265, STORAGE=/mnt/shared
 #                            send the job to that cluster, which writes to that directory
 
 PYTHON ?= python3
 CONFIG ?= configs/align/scenes.yaml
 SWEEP ?= configs/sweep/scenes.yaml
+CLAIMS ?= configs/claims/scenes.yaml
 EVALUATE ?= configs/evaluate/scenes.yaml
 STORAGE ?= $(CURDIR)/outputs
 ARGS ?=
@@ -29,7 +30,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate world mlflow stop test check format bench parity clean
+.PHONY: help setup align sweep evaluate claims world mlflow stop test check format bench parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
@@ -49,6 +50,11 @@ sweep: $(STAMP) ## vary the run's configuration and find what is best held out, 
 
 evaluate: $(STAMP) ## judge models side by side on sets of prompts, in the same way
 	$(call submit,jobs/evaluate.py $(EVALUATE))
+
+claims: $(STAMP) ## put the paper's claims to the test, in hours; finished runs are kept, and docs/claims.md is rewritten
+	$(call submit,jobs/claims.py $(CLAIMS))
+	@mkdir -p docs/claims && cp $(STORAGE)/claims/$(basename $(notdir $(CLAIMS)))/claims.md docs/claims.md && \
+	  cp $(STORAGE)/claims/$(basename $(notdir $(CLAIMS)))/claims/*.png docs/claims/
 
 world: $(STAMP) ## train what is missing of the embedded world; some two hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python jobs/build_world.py configs/world/scenes.yaml

@@ -98,8 +98,9 @@ class Objective(Section):
     """Weight of the noise levels in eps space."""
     gradient: Literal["direct", "recomputed"] = "direct"
     """`direct` is faster, `recomputed` holds the graph of one network at a time, also the decoder's; same gradient."""
-    flow: Literal["full", "detach_distance"] = "full"
-    """`detach_distance` is a biased ablation: cheaper, and 25 % off the true gradient on the toy."""
+    flow: Literal["full", "detach_distance", "detach_networks"] = "full"
+    """Biased ablations: `detach_distance` is cheaper, and 25 % off the true gradient on the toy; `detach_networks` is
+    the trap of running both networks without gradient: KL in disguise."""
     generator_timesteps: TimestepRange = TimestepRange(low=20, high=979)
     """Noise levels at which the divergence is measured."""
     assistant_timesteps: TimestepRange = TimestepRange(low=20, high=979)

@@ -96,6 +96,8 @@ def connect(threads_per_worker: int) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        # What never fits was refused before; what does may wait for a trial that is being taken down, or for a node.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     }
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}

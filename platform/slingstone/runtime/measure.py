@@ -97,7 +97,9 @@ class Measure:
         return sample_columns({"": sampler}, prompts, self.settings.seed)[""].cpu()
 
     def _kept(self, label: str) -> Tensor:
-        return torch.load(self.directory / f"{label}.pt", weights_only=True).float() / 255
+        found = kept_pictures(self.directory.parent, label)
+        assert found is not None
+        return found
 
     def _evaluate(self, sampler: Sampler, prompts: tuple[str, ...]) -> dict[str, Any]:
         settings = self.settings
@@ -115,6 +117,12 @@ class Measure:
         shards: list[Any] = [None] * self.world
         dist.all_gather_object(shards, shard)
         return merge(shards).summary()
+
+
+def kept_pictures(run_directory: Path, label: str) -> Tensor | None:
+    """Return the pictures that a run's full evaluation kept for its grid; None if there was none of this label."""
+    path = run_directory / "evaluation" / f"{label}.pt"
+    return torch.load(path, weights_only=True).float() / 255 if path.is_file() else None
 
 
 def oracle(name: str | None) -> Oracle | None:
