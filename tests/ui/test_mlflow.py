@@ -41,7 +41,7 @@ def server(summary) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     store = ["--backend-store-uri", summary["mlflow_uri"]]
     with subprocess.Popen([*command, *store], env=environment) as process:
         url = f"http://127.0.0.1:{port}"
@@ -77,10 +77,43 @@ def test_the_trials_of_a_sweep_compare_in_the_ui(summary, server, browser):
     browser.get(f"{server}/#/compare-runs?{query}")
     for said in (*(trial["name"] for trial in complete), "reward_weight", "rewards/imagereward"):
         _until(browser, lambda page, said=said: said in page.page_source, f"{said!r} in the compare view")
+    for button in browser.find_elements("css selector", "[data-component-id='mlflow.assistant.chat_panel.close']"):
+        button.click()
+    parameters, metrics = browser.find_elements("css selector", "input[role=combobox]")[:2]
+    _choose(browser, parameters, remove=["name"], add=["objective.reward_weight"])
+    _choose(browser, metrics, remove=["init/rewards/pickscore"], add=["aligned/rewards/imagereward"])
     time.sleep(3)  # the plot is drawn after its data have come
     target = ROOT / "docs" / "mlflow-compare.png"
     assert browser.save_screenshot(str(target))
     assert target.stat().st_size > 30_000
+
+
+def _choose(browser, box, remove: list[str], add: list[str]) -> None:
+    """Take names out of a select box of several, and put others in, as a hand would."""
+    selector = box.find_element("xpath", "./ancestor::div[contains(@class, 'select-selector')]")
+    for name in remove:
+        for tag in selector.find_elements("xpath", f".//*[@title='{name}']//*[contains(@class, 'item-remove')]"):
+            tag.click()
+    for name in add:
+        if selector.find_elements("xpath", f".//*[@title='{name}']"):
+            continue
+        selector.click()
+        _until(browser, lambda page, name=name: _option(page, name), f"the option {name}")
+        _option(browser, name).click()
+        box.send_keys("\ue00c")  # escape closes the list
+        shown = f".//*[@title='{name}']"
+        _until(browser, lambda page, shown=shown: selector.find_elements("xpath", shown), f"{name} among the chosen")
+
+
+def _option(browser, name: str):
+    """Return an option of the open list, or scroll on to where it may be."""
+    for option in browser.find_elements("xpath", f"//*[contains(@class, 'item-option') and @title='{name}']"):
+        if option.is_displayed():
+            return option
+    browser.execute_script(
+        "document.querySelectorAll('.rc-virtual-list-holder').forEach(list => { list.scrollTop += 150; })"
+    )
+    return None
 
 
 def _until(browser, condition, wanted: str) -> None:

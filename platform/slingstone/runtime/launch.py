@@ -195,6 +195,8 @@ def _cause(error: TrainingFailedError) -> str:
     """Return what the first rank to fail said, in a line."""
     said = str(next(iter(error.worker_failures.values()))) if isinstance(error, WorkerGroupError) else str(error)
     lines = said.strip().splitlines() or [type(error).__name__]
+    if lines[0].endswith(":") and len(lines) > 1 and not lines[0].startswith("Traceback"):
+        return " ".join(lines[:2])  # Ray's controller says what only after a colon
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
