@@ -92,17 +92,18 @@ def _choose(browser, box, remove: list[str], add: list[str]) -> None:
     """Take names out of a select box of several, and put others in, as a hand would."""
     selector = box.find_element("xpath", "./ancestor::div[contains(@class, 'select-selector')]")
     for name in remove:
-        for tag in selector.find_elements("xpath", f".//*[@title='{name}']//*[contains(@class, 'item-remove')]"):
-            tag.click()
+        chosen = f".//*[text()='{name}']/following-sibling::*[contains(@class, 'item-remove')]"
+        for cross in selector.find_elements("xpath", chosen):
+            cross.click()
     for name in add:
-        if selector.find_elements("xpath", f".//*[@title='{name}']"):
+        chosen = f".//*[text()='{name}']"
+        if selector.find_elements("xpath", chosen):
             continue
         selector.click()
         _until(browser, lambda page, name=name: _option(page, name), f"the option {name}")
         _option(browser, name).click()
+        _until(browser, lambda page, at=chosen: selector.find_elements("xpath", at), f"{name} among the chosen")
         box.send_keys("\ue00c")  # escape closes the list
-        shown = f".//*[@title='{name}']"
-        _until(browser, lambda page, shown=shown: selector.find_elements("xpath", shown), f"{name} among the chosen")
 
 
 def _option(browser, name: str):
