@@ -1,12 +1,13 @@
 # The commands of the project; `make` lists them.
 #   PYTHON=python3.12        the interpreter that .venv is made with
-#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; SWEEP=..., EVALUATE=... for the other jobs
+#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; SWEEP=..., EVALUATE=..., CLAIMS=... for the other jobs
 #   RAY_ADDRESS or RAY_API_SERVER_ADDRESS=http://head:8265, STORAGE=/mnt/shared
 #                            send the job to that cluster, which writes to that directory
 
 PYTHON ?= python3
 CONFIG ?= configs/align/scenes.yaml
 SWEEP ?= configs/sweep/scenes.yaml
+CLAIMS ?= configs/claims/scenes.yaml
 EVALUATE ?= configs/evaluate/scenes.yaml
 STORAGE ?= $(CURDIR)/outputs
 ARGS ?=
@@ -29,10 +30,10 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate world mlflow stop test test-slow infra-services check format bench bench-rewards bench-gpu parity clean
+.PHONY: help setup align sweep evaluate claims world mlflow stop test test-slow test-ui infra-services check format bench bench-rewards bench-gpu parity clean
 
 help: ## list the commands
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with the versions of constraints.txt
 
@@ -50,6 +51,11 @@ sweep: $(STAMP) ## vary the run's configuration and find what is best held out, 
 evaluate: $(STAMP) ## judge models side by side on sets of prompts, in the same way
 	$(call submit,jobs/evaluate.py $(EVALUATE))
 
+claims: $(STAMP) ## put the paper's claims to the test, in hours; finished runs are kept, and docs/claims.md is rewritten
+	$(call submit,jobs/claims.py $(CLAIMS))
+	@mkdir -p docs/claims && cp $(STORAGE)/claims/$(basename $(notdir $(CLAIMS)))/claims.md docs/claims.md && \
+	  cp $(STORAGE)/claims/$(basename $(notdir $(CLAIMS)))/claims/*.png docs/claims/
+
 world: $(STAMP) ## train what is missing of the embedded world; some two hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python jobs/build_world.py configs/world/scenes.yaml
 
@@ -60,11 +66,15 @@ stop: $(STAMP) ## stop the local Ray cluster that `make align` started
 	@$(BIN)/python jobs/head.py stop
 
 test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
-	$(BIN)/python -m pytest -m "not gpu and not slow" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
-	  --cov-report=term --cov-fail-under=85
+	$(BIN)/python -m pytest -m "not gpu and not slow and not ui" --cov=slingstone.objectives --cov=slingstone.trainer \
+	  --cov=reward_services --cov-report=term --cov-fail-under=85
 
 test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream packages, several nodes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, and save docs/mlflow-compare.png
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"
+	STORAGE=$(STORAGE) SWEEP=$(SWEEP) $(BIN)/python -m pytest -m ui tests/ui
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
 	$(BIN)/ruff format --check .

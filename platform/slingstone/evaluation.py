@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from slingstone.appearance import MEASURES
 from slingstone.diversity import Distance, distance_named, mean_distances
 from slingstone.networks.sampling import Pictures, Sampler
 
@@ -60,8 +61,8 @@ class Evaluation:
     """The rows of an evaluation or of one shard of it, in the order of prompt and replica.
 
     Attributes:
-        rows: one a picture. Values are named `rewards/<name>`, as the oracle names them, `diversity` (with several
-            pictures a prompt), `seconds_per_image` and `network_evaluations`.
+        rows: one a picture. Values are named `rewards/<name>`, as the oracle names them, `appearance/<name>`,
+            `diversity` (with several pictures a prompt), `seconds_per_image` and `network_evaluations`.
         total: number of pictures of the whole evaluation, of which this may be a shard.
         diversity: name of the distance.
     """
@@ -226,6 +227,8 @@ def _measure(
         columns[f"rewards/{name}"] = scores
     for name, scores in (oracle(pictures.images, prompts) if oracle else {}).items():
         columns[name] = [None if math.isnan(score) else score for score in scores.tolist()]
+    for name, measure in MEASURES.items():
+        columns[name] = measure(pictures.images).tolist()
     columns["seconds_per_image"] = [pictures.seconds / len(batch)] * len(batch)
     columns["network_evaluations"] = [float(pictures.network_evaluations)] * len(batch)
     return pictures.images, columns

@@ -116,6 +116,18 @@ def test_squared_l2_with_both_networks_under_no_grad_is_secretly_kl(toy):
 
 
 @pytest.mark.parametrize("gradient", ["direct", "recomputed"])
+@pytest.mark.parametrize("distance", [SquaredL2(), PseudoHuber(0.1)])
+def test_the_named_ablation_is_the_trap_of_networks_without_gradient(toy, distance, gradient):
+    named = ours(toy, Divergence(distance=distance, flow="detach_networks", gradient=gradient), COARSE)
+    _, cosine = relative_error_and_cosine(named, by_hand(toy, distance, COARSE, space="x0", no_grad=True))
+    # The constant of Pseudo-Huber means another distance in each space.
+    assert cosine > 0.9999
+    if isinstance(distance, SquaredL2):
+        assert cosine == pytest.approx(1, abs=1e-12)
+        assert torch.allclose(named, 2 * ours(toy, Divergence(distance=IntegralKL()), COARSE), rtol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "recomputed"])
 def test_networks_that_cut_the_graph_are_refused(toy, gradient):
     blind = torch.no_grad()
     networks = ScoreNetworks(

@@ -113,13 +113,19 @@ def test_no_more_trials_start_than_the_cluster_holds(write_sweep):
 
 
 def test_early_stopping_has_no_rung_where_trials_end_anyway(write_sweep):
-    few = planned(write_sweep(early_stopping={"grace_images": 8, "reduction_factor": 2}))
+    rungs_from_8 = {"grace_images": 8, "reduction_factor": 2}
+    few = planned(write_sweep(early_stopping=rungs_from_8, trial_overrides=[*SHORT, "training.warmup_images=0"]))
     few.begin()
     scheduler = driver._scheduler(few)
     rungs = [milestone for milestone, _ in scheduler._brackets[0]._rungs]
     assert few.run.training.num_images == 32
     assert rungs == [16, 8]
     assert not scheduler._stop_last_trials, "the last evaluation is still to come"
+
+
+def test_no_trial_may_be_stopped_before_its_generator_has_taken_a_step(write_sweep):
+    with pytest.raises(ValueError, match=r"early_stopping.grace_images = 8: .* such as 24"):
+        planned(write_sweep(early_stopping={"grace_images": 8}))
 
 
 def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(write_sweep):
@@ -236,3 +242,25 @@ def test_an_interrupted_sweep_goes_on_past_a_failed_trial_to_a_recommended_run(c
     assert driver.sweep(few, said.append) == summary
     with pytest.raises(ValueError, match="is of another sweep; give this one another name"):
         driver.sweep(planned(write_sweep()), said.append)
+
+
+@pytest.mark.ray
+def test_a_trial_that_is_stopped_early_leaves_its_cpus_to_the_next(cluster, write_sweep):
+    # Every trial needs all 8 CPUs. The first to be evaluated draws most pictures, so that the others are surely worse.
+    everything = ["rewards.backend=in_process", "runtime.threads_per_worker=8", "tracking.system_metrics=false"]
+    run = planned(
+        write_sweep(
+            space={"evaluation.images_per_prompt": {"kind": "choice", "values": [4, 3, 2]}},
+            search={"kind": "grid"},
+            overrides=everything,
+            trial_overrides=[*SHORT, "training.grid_every_images=8", "training.warmup_images=0"],
+            early_stopping={"grace_images": 8, "reduction_factor": 2},
+        )
+    )
+    pictures = {"objectives": (Metric(metric="pictures"),), "signal": Metric(metric="pictures")}
+    few = plan.Plan(run.sweep.model_copy(update=pictures), run.run)
+    outcomes = {
+        trial["values"]["evaluation.images_per_prompt"]: trial["outcome"]
+        for trial in driver.sweep(few, print)["trials"]
+    }
+    assert outcomes == {"4": "complete", "3": "stopped early", "2": "stopped early"}

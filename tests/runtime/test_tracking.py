@@ -79,6 +79,30 @@ def test_a_run_of_a_sweep_is_nested_under_its_parent(experiment, run, storage):
     assert stored(child).data.tags["mlflow.parentRunId"] == run.run_id
 
 
+def test_tags_say_by_what_algorithm_and_for_which_networks(experiment, storage, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tags = stored(open_run(experiment, tracking_uri(experiment), storage / "align" / "scenes")).data.tags
+    assert (tags["kind"], tags["model_family"]) == ("align", "StableDiffusionPipeline")
+    assert tags["algorithm"] == "diff-instruct* pseudo_huber inner"
+    for overrides, name in (
+        (["objective.distance={kind: kl}"], "diff-instruct++ kl inner"),
+        (["objective.distance={kind: kl}", "objective.reward_weight=0"], "diff-instruct kl inner"),
+        (["objective.reward_weight=0", "objective.guidance.scale=0"], "score implicit matching pseudo_huber"),
+        (["objective.flow=detach_networks"], "diff-instruct* pseudo_huber inner detach_networks"),
+    ):
+        assert tracking.algorithm(load(ROOT / "configs" / "align" / "scenes.yaml", overrides)) == name
+    assert tracking.model_family("owner/repository") == "owner/repository"
+
+
+def test_a_picture_lies_at_its_images_for_the_ui(run):
+    from PIL import Image
+
+    run.picture(Image.new("RGB", (4, 4), "red"), "grid", 64)
+    client = mlflow.MlflowClient(run.uri)
+    files = [Path(file.path).name for file in client.list_artifacts(run.run_id, "images")]
+    assert any("grid" in name and "step+64+" in name for name in files), files
+
+
 def test_the_store_is_the_configured_one_then_the_environments_then_a_file(experiment, storage, monkeypatch):
     assert tracking_uri(experiment) == f"sqlite:///{storage.resolve() / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")

@@ -2,6 +2,7 @@
 
 from slingstone.config.comparison import Comparison
 from slingstone.config.experiment import Experiment
+from slingstone.config.guard import Guard
 from slingstone.config.loading import ConfigError, flatten, load, load_as, to_yaml
 from slingstone.config.placement import Placement
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "FixedScale",
+    "Guard",
     "Guidance",
     "Lora",
     "Models",

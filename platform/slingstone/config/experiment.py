@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from slingstone.config.guard import Guard
 from slingstone.config.placement import Placement
 from slingstone.config.rewards import Rewards
 from slingstone.config.tree import (
@@ -47,6 +48,8 @@ class Experiment(Section):
     """On which nodes of the cluster."""
     evaluation: Evaluation
     """The measurement before, during and after."""
+    guard: Guard = Guard()
+    """When it is called off."""
     tracking: Tracking = Tracking()
     """Where MLflow keeps the run."""
 
@@ -83,6 +86,7 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
         if low > high:
             yield Contradiction(f"objective.{side}.low", low, f"is above high = {high}; swap them")
     yield from _reward_contradictions(run.rewards)
+    yield from _guard_contradictions(run)
     names = [entry.name for entry in run.rewards.services]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Contradiction("rewards.services", name, "is the name of two services; rename one")
@@ -104,6 +108,45 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
         yield Contradiction(
             "runtime.precision", "bf16", f"would accumulate gradients in bf16 at zero_stage 0; {remedy}"
         )
+
+
+ALWAYS_MEASURED = (
+    "diversity",
+    "appearance/colourfulness",
+    "appearance/contrast",
+    "appearance/high_frequency",
+    "seconds_per_image",
+    "network_evaluations",
+)
+"""Numbers that every evaluation has, beside its rewards and what the oracle names."""
+
+
+def measured(run: Experiment, metric: str) -> bool:
+    """Tell whether the run's evaluations have a number of this name; an oracle may have any beside the rewards."""
+    known = [*(f"rewards/{entry.name}" for entry in run.rewards.services), *ALWAYS_MEASURED]
+    return metric in known or (run.evaluation.oracle is not None and not metric.startswith("rewards/"))
+
+
+def trained_on(run: Experiment, metric: str) -> bool:
+    """Tell whether the generator is trained for the number of this name."""
+    names = [f"rewards/{entry.name}" for entry in run.rewards.services if entry.weight > 0]
+    return run.objective.reward_weight > 0 and metric in names
+
+
+def _guard_contradictions(run: Experiment) -> Iterator[Contradiction]:
+    """Yield the numbers that guard and registry want and no evaluation has, and a signal that would reward hacking."""
+    registry = run.tracking.registry
+    registered = () if registry is None else (("tracking.registry.metric", registry.metric),)
+    for path, metric in (*run.guard.metrics, *registered):
+        if not measured(run, metric):
+            names = ", ".join([*(f"rewards/{entry.name}" for entry in run.rewards.services), *ALWAYS_MEASURED])
+            yield Contradiction(path, metric, f"is in no evaluation of this run; it has {names}")
+    if run.guard.best is not None and trained_on(run, run.guard.best.metric):
+        remedy = "hold it out with weight 0, or name another number"
+        yield Contradiction("guard.best.metric", run.guard.best.metric, f"is trained on; {remedy}")
+    if run.guard.rolls_back and run.guard.best is None:
+        remedy = "name a held-out number, such as {metric: diversity}"
+        yield Contradiction("guard.best", None, f"is needed by action: roll_back; {remedy}")
 
 
 def _reward_contradictions(rewards: Rewards) -> Iterator[Contradiction]:

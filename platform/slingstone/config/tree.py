@@ -114,8 +114,9 @@ class Objective(Section):
     """Weight of the noise levels in eps space."""
     gradient: Literal["direct", "recomputed"] = "direct"
     """`direct` is faster, `recomputed` holds the graph of one network at a time, also the decoder's; same gradient."""
-    flow: Literal["full", "detach_distance"] = "full"
-    """`detach_distance` is a biased ablation: cheaper, and 25 % off the true gradient on the toy."""
+    flow: Literal["full", "detach_distance", "detach_networks"] = "full"
+    """Biased ablations: `detach_distance` is cheaper, and 25 % off the true gradient on the toy; `detach_networks` is
+    the trap of running both networks without gradient: KL in disguise."""
     generator_timesteps: TimestepRange = TimestepRange(low=20, high=979)
     """Noise levels at which the divergence is measured."""
     assistant_timesteps: TimestepRange = TimestepRange(low=20, high=979)
@@ -231,6 +232,21 @@ class Data(Section):
     """Column or key of a table that holds the prompts; null reads the one named `prompt`, in any case of letters."""
 
 
+class Registry(Section):
+    """A registered model of MLflow, of which exports become versions.
+
+    `models:/<name>@init` is where training started, `models:/<name>@best` the best by `metric`, `models:/<name>/latest`
+    what came out last; versions are compared only if their runs were evaluated alike.
+    """
+
+    name: Name
+    """Of the registered model; runs that share it compete for `best`."""
+    metric: PathText
+    """Number of the full evaluation by which a version is the best, such as a held-out reward or `utility`."""
+    mode: Literal["max", "min"] = "max"
+    """Which way is better."""
+
+
 class Tracking(Section):
     """Where MLflow keeps the run."""
 
@@ -238,3 +254,7 @@ class Tracking(Section):
     """Tracking URI; null takes MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
     experiment: str = "slingstone"
     """MLflow experiment."""
+    system_metrics: bool = True
+    """Use of CPU, memory, disk, network and GPU of the first worker's node, every ten seconds, under `system/`."""
+    registry: Registry | None = None
+    """Registers the exported pipeline as a model, loadable by `mlflow.pyfunc`; null leaves it an artifact."""

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "rewards.url",
     "rewards.on_failure",
     "rewards.drops_in_a_row",
+    "guard.",
     "tracking.",
 )
 """Keys, or beginnings of keys, that do not change what a continued run computes."""
@@ -37,6 +38,11 @@ class History:
         path = self.directory / "summary.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
+    def complete(self, run: Experiment) -> bool:
+        """Tell whether nothing is left of a run: it came to its end, or its guard called it off."""
+        done = self.summary
+        return done is not None and ("guard" in done or done["images"] >= run.training.num_images)
+
     def mlflow_run(self, uri: str) -> str | None:
         """Return the id of the MLflow run to continue, if there was one in the same store."""
         path = self.directory / "mlflow.json"
@@ -53,7 +59,8 @@ class History:
         if not any(self.directory.glob("checkpoint_*/")):
             for name in ("config.yaml", "mlflow.json", "checkpoint_manager_snapshot.json"):
                 (self.directory / name).unlink(missing_ok=True)
-            shutil.rmtree(self.directory / "evaluation", ignore_errors=True)
+            for name in ("evaluation", "guard"):
+                shutil.rmtree(self.directory / name, ignore_errors=True)
         if not path.is_file():
             return
         before, now = flatten(load(path)), flatten(run)

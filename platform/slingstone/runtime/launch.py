@@ -47,7 +47,7 @@ def align(
     """
     history = History(Path(run.storage) / "align" / run.name)
     history.check(run)
-    if (done := history.summary) is not None and done["images"] >= run.training.num_images:
+    if (done := history.summary) is not None and history.complete(run):
         say(f"{run.name} is complete: delete {history.directory} or give another name to start afresh")
         _conclude(done, history, say)
         return done
@@ -69,7 +69,8 @@ def align(
             with board(say) as shown:
                 assignment = Assignment(run, str(history.directory), uri, tracked.run_id, shown)
                 results = fit(run, _rank, {"assignment": assignment}, history.directory, callbacks)
-            facts = {"name": run.name, "images": run.training.num_images, "mlflow_run_id": tracked.run_id}
+            images = results.get("guard", {}).get("images", run.training.num_images)
+            facts = {"name": run.name, "images": images, "mlflow_run_id": tracked.run_id}
             facts |= {"mlflow_uri": uri, "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
             tracked.artifact(history.directory / "config.yaml")
@@ -97,6 +98,8 @@ def connect(threads_per_worker: int) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        # What never fits was refused before; what does may wait for a trial that is being taken down, or for a node.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     }
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -190,13 +193,17 @@ def _cause(error: TrainingFailedError) -> str:
     """Return what the first rank to fail said, in a line."""
     said = str(next(iter(error.worker_failures.values()))) if isinstance(error, WorkerGroupError) else str(error)
     lines = said.strip().splitlines() or [type(error).__name__]
+    if lines[0].endswith(":") and len(lines) > 1 and not lines[0].startswith("Traceback"):
+        return " ".join(lines[:2])  # Ray's controller says what only after a colon
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _conclude(summary: dict[str, Any], history: History, say: Callable[[str], None]) -> None:
     say("")
-    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict)}))
+    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict) and "rewards" in found}))
     say("")
+    if "guard" in summary:
+        say(f"{summary['guard']['reason']}\n")
     say(f"picture   {history.directory / 'pictures' / 'grid.png'}")
     say(f"pipeline  {history.directory / 'pipeline'}")
     say(f"summary   {history.directory / 'summary.json'}")

@@ -48,6 +48,15 @@ class Measure:
         steps, guidance = self.settings.reference.steps, self.settings.reference.guidance
         return self._known(label) or self._full(label, reference_sampler(self.family, steps, guidance))
 
+    def initial_short(self, generator: nn.Module) -> dict[str, Any]:
+        """Return what `short` finds of the initial generator, read back if it is known; a collective."""
+        if known := self._known("init_short"):
+            return known
+        found = self.short(generator)
+        if self.rank == 0:
+            self._write("init_short", found)
+        return found
+
     def short(self, generator: nn.Module) -> dict[str, Any]:
         """Evaluate a one-step generator on a part of the prompts; a collective."""
         count = max(1, self.settings.num_prompts // SHORT)
@@ -77,15 +86,20 @@ class Measure:
         if self.rank == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             torch.save((self._columns(sampler) * 255).round().to(torch.uint8), self.directory / f"{label}.pt")
-            (self.directory / f"{label}.json").write_text(json.dumps(summary, indent=1))
+            self._write(label, summary)
         return summary
+
+    def _write(self, label: str, summary: dict[str, Any]) -> None:
+        (self.directory / f"{label}.json").write_text(json.dumps(summary, indent=1))
 
     def _columns(self, sampler: Sampler) -> Tensor:
         prompts = self.prompts[: self.settings.grid_prompts]
         return sample_columns({"": sampler}, prompts, self.settings.seed)[""].cpu()
 
     def _kept(self, label: str) -> Tensor:
-        return torch.load(self.directory / f"{label}.pt", weights_only=True).float() / 255
+        found = kept_pictures(self.directory.parent, label)
+        assert found is not None
+        return found
 
     def _evaluate(self, sampler: Sampler, prompts: tuple[str, ...]) -> dict[str, Any]:
         settings = self.settings
@@ -103,6 +117,12 @@ class Measure:
         shards: list[Any] = [None] * self.world
         dist.all_gather_object(shards, shard)
         return merge(shards).summary()
+
+
+def kept_pictures(run_directory: Path, label: str) -> Tensor | None:
+    """Return the pictures that a run's full evaluation kept for its grid; None if there was none of this label."""
+    path = run_directory / "evaluation" / f"{label}.pt"
+    return torch.load(path, weights_only=True).float() / 255 if path.is_file() else None
 
 
 def oracle(name: str | None) -> Oracle | None:

@@ -1,5 +1,8 @@
 """What rank 0 tells the user and MLflow; other ranks keep quiet."""
 
+import hashlib
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +11,13 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from slingstone.config import Experiment
+from slingstone.guard import Decision
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.card import Provenance, model_card
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
+from slingstone.runtime.registry import known, publish, register
 from slingstone.runtime.tracking import Run, git_commit, lock_hash
 
 
@@ -24,6 +30,8 @@ class Reporter:
         self._experiment = assignment.experiment
         self._directory = Path(assignment.directory)
         self._run = Run(assignment.mlflow_uri, assignment.mlflow_run_id)
+        if not self._quiet and assignment.experiment.tracking.system_metrics:
+            self._run.watch_system()
         self._progress = Progress(self.say, assignment.experiment.training.num_images)
 
     def say(self, line: str) -> None:
@@ -45,10 +53,20 @@ class Reporter:
             self._run.metrics({f"{label}/{name}": value for name, value in numbers(summary).items()}, images)
             self._run.flush()
 
+    def guarded(self, decision: Decision) -> Decision:
+        """Tell what the guard decided, unless nothing is wrong; return it."""
+        if not self._quiet and decision.action != "go_on":
+            self.say(str(decision))
+            self._run.metrics({"guard/broken_rules": float(len(decision.breaches))}, decision.images)
+            self._run.tag("guard", str(decision))
+        return decision
+
     def grid(self, measure: Measure, generator: nn.Module, images: int) -> None:
         """Draw the prompt grid of the averaged generator beside the initial one."""
         if not self._quiet:
-            self._picture(measure.grid_now(f"{images} images", generator), f"grid_{images:09}.png")
+            picture = measure.grid_now(f"{images} images", generator)
+            self._picture(picture, f"grid_{images:09}.png")
+            self._run.picture(picture, "grid", images)
 
     def finish(self, measure: Measure, generator: nn.Module, results: Mapping[str, Any]) -> None:
         """Draw the final grid and export the aligned generator as a pipeline with its model card."""
@@ -61,14 +79,41 @@ class Reporter:
                 run.training.num_images, "ema", {"git_commit": git_commit(), "lock_sha256": lock_hash()}, results
             )
             (exported / "README.md").write_text(model_card(run, of), encoding="utf-8")
-            self._run.artifact(exported, "pipeline")
+            self._upload(exported, results["aligned"], initial=False)
             self._run.flush()
+
+    def started(self, measure: Measure, generator: nn.Module, found: Mapping[str, Any]) -> None:
+        """Register the initial generator, if there is a registry that does not have it yet."""
+        registry, start = self._experiment.tracking.registry, self._experiment.models.generator
+        if self._quiet or registry is None or known(self._run, registry, "init", "generator", start):
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            exported = Path(directory) / "initial_pipeline"
+            measure.family.pipeline.save(generator, exported, torch.float32)
+            self._upload(exported, found, initial=True)
+
+    def _upload(self, exported: Path, found: Mapping[str, Any], initial: bool) -> None:
+        registry, folder = self._experiment.tracking.registry, exported.name
+        if registry is None:
+            self._run.artifact(exported, folder)
+            return
+        publish(self._run, exported, folder)
+        tags = {"generator": self._experiment.models.generator, "evaluation": digest(self._experiment)}
+        version = register(self._run, registry, folder, numbers(found), tags, initial)
+        self.say(f"registered {'the initial' if initial else 'the aligned'} pipeline as {registry.name}/{version}")
 
     def _picture(self, picture: Image, name: str) -> None:
         path = self._directory / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         self._run.artifact(path, "pictures")
+
+
+def digest(experiment: Experiment) -> str:
+    """Return what is equal for runs whose evaluations may be compared: prompts, seeds, rewards and their judges."""
+    judges = [entry.model_dump(include={"name", "model", "checkpoint"}) for entry in experiment.rewards.services]
+    settings = experiment.evaluation.model_dump(exclude={"reference", "grid_prompts"})
+    return hashlib.sha256(json.dumps([settings, judges], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:

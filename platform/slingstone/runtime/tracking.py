@@ -1,6 +1,7 @@
 """MLflow behind a few methods: the driver opens and ends a run, rank 0 logs to it by its id."""
 
 import hashlib
+import json
 import math
 import os
 import subprocess
@@ -13,6 +14,7 @@ from slingstone.config import Experiment, Tracking, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from PIL.Image import Image
 
 PARAM_VALUE_LIMIT = 6000
 PARAMS_A_BATCH = 100
@@ -63,6 +65,19 @@ class Run:
         upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         upload(self.run_id, str(path), folder or None)
 
+    def picture(self, picture: "Image", key: str, images: int) -> None:
+        """Record a picture at a position, where the UI lays the runs' pictures side by side."""
+        self.client.log_image(self.run_id, picture, key=key, step=images, synchronous=True)
+
+    def watch_system(self) -> None:
+        """Record the use of this node until the run or this process ends."""
+        import logging
+
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri).start()
+
     def tag(self, name: str, value: str) -> None:
         """Set a tag."""
         self.client.set_tag(self.run_id, name, value)
@@ -88,9 +103,28 @@ def open_run(
     if run_id is not None:
         return reopened(uri, run_id)
     artifacts = None if experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
-    tags = {"directory": str(directory)} | ({} if parent is None else {"mlflow.parentRunId": parent})
+    tags = {"kind": "align", "directory": str(directory), "algorithm": algorithm(experiment)}
+    tags |= {"model_family": model_family(experiment.models.reference)}
+    tags |= {} if parent is None else {"mlflow.parentRunId": parent, "parent": parent}
     name = experiment.tracking.experiment
     return create_run(uri, name, experiment.name, flatten(experiment), tags, artifacts)
+
+
+def algorithm(experiment: Experiment) -> str:
+    """Return what a table of runs calls the objective, such as `diff-instruct* pseudo_huber inner`."""
+    objective = experiment.objective
+    name = "diff-instruct++" if objective.distance.kind == "kl" else "diff-instruct*"
+    if objective.reward_weight == 0:
+        name = "diff-instruct" if objective.distance.kind == "kl" else "score implicit matching"
+    flow = "" if objective.flow == "full" else f" {objective.flow}"
+    guidance = f" {objective.guidance.kind}" if objective.guidance.scale else ""
+    return f"{name} {objective.distance.kind}{guidance}{flow}"
+
+
+def model_family(reference: str) -> str:
+    """Return the class of the reference's pipeline; of a hub id that is not here, the id."""
+    index = Path(reference) / "model_index.json"
+    return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else reference
 
 
 def reopened(uri: str, run_id: str) -> Run:

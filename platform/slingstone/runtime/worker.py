@@ -16,6 +16,7 @@ from slingstone.runtime.assembly import Parts, assemble
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.checkpoint import Facts, averaged_weights
 from slingstone.runtime.report import Reporter, numbers
+from slingstone.runtime.watch import Watch
 
 
 def align(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +32,9 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
     _restore(parts, reporter)
     results = {"init": parts.measure.initial(parts.averaged)}
     reporter.found("init", results["init"], parts.trainer.images)
+    reporter.started(parts.measure, parts.averaged, results["init"])
+    watch = Watch(run.guard, Path(assignment.directory), parts.state)
+    watch.begin(parts.measure, parts.averaged, facts(parts.trainer.images))
     while parts.trainer.images < run.training.num_images:
         before = parts.trainer.images
         reporter.step(mean_over_ranks(parts.trainer.step()), parts.trainer.images, parts.trainer.images - before)
@@ -40,8 +44,11 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
             reporter.found("training", found, parts.trainer.images)
             ray.train.report({"images": parts.trainer.images, **numbers(found)})
             reporter.grid(parts.measure, parts.averaged, parts.trainer.images)
+            if reporter.guarded(watch.judge(found, facts(parts.trainer.images))).ends:
+                break
         if _crossed(run.training.checkpoint_every_images, before, parts.trainer.images) or _ended(run, parts):
             _save(parts, facts(parts.trainer.images))
+    watch.finish()
     _average(parts)
     results["aligned"] = parts.measure.aligned(parts.averaged)
     reporter.found("aligned", results["aligned"], parts.trainer.images)
@@ -51,7 +58,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         results[rival] = parts.measure.reference(rival)
         reporter.found(rival, results[rival], parts.trainer.images)
     reporter.finish(parts.measure, parts.averaged, results)
-    return results
+    return results | watch.outcome
 
 
 def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:

@@ -25,6 +25,9 @@ from slingstone.runtime.sweep.trial import Brief, run_trial
 DRIVER_MEMORY = 256 * 2**20
 """What a trial's own process reserves, in bytes: it waits for its workers, and must take none of their CPUs."""
 
+CLEANUP_S = 5
+"""How long a trial that is stopped early may take to end by itself."""
+
 
 def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """Run all trials, or those that an interrupted sweep has left; return what summary.json holds.
@@ -99,6 +102,8 @@ def _tune(plan: Plan, brief: Brief, concurrent: int) -> None:
         ray.tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}]),
     )
     path = results.tune_directory(plan)
+    # A trial that is stopped early waits for its run, and holds the CPUs of it until it is killed.
+    os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", str(CLEANUP_S))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     if ray.tune.Tuner.can_restore(str(path)):
         tuner = ray.tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=False)

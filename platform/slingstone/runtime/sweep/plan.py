@@ -9,11 +9,9 @@ from typing import Any
 import yaml
 
 from slingstone.config import Experiment, Sweep, load, to_yaml
+from slingstone.config.experiment import ALWAYS_MEASURED, measured, trained_on
 from slingstone.config.sweep import Uniform
 from slingstone.runtime import preflight
-
-ALWAYS = ("diversity", "seconds_per_image", "network_evaluations")
-"""Numbers that every evaluation has, beside its rewards and what the oracle names."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ def prepare(sweep: Sweep) -> Plan:
         if number == 0:
             _check_metrics(sweep, varied)
         _check_signal(sweep, varied)
+        _check_grace(sweep, varied)
     return Plan(sweep.model_copy(update={"storage": storage}), run)
 
 
@@ -109,20 +108,30 @@ def _grid(sweep: Sweep) -> Iterator[tuple[Any, ...]]:
 
 
 def _check_metrics(sweep: Sweep, run: Experiment) -> None:
-    known = [*(f"rewards/{entry.name}" for entry in run.rewards.services), *ALWAYS]
     named = {f"objectives.{i}.metric": entry.metric for i, entry in enumerate(sweep.objectives)}
     for field, metric in (named | {"signal.metric": sweep.signal.metric}).items():
-        foreign = metric.startswith("rewards/") or run.evaluation.oracle is None
-        if metric not in known and foreign:
+        if not measured(run, metric):
+            known = [*(f"rewards/{entry.name}" for entry in run.rewards.services), *ALWAYS_MEASURED]
             oracle = "" if run.evaluation.oracle else "; evaluation.oracle is null, so there is no ground truth"
             raise ValueError(f"{field} = {metric!r}: no evaluation has it; it has {', '.join(known)}{oracle}")
 
 
 def _check_signal(sweep: Sweep, run: Experiment) -> None:
     """Refuse a signal that the trials are trained on: it would reward the hacking of it."""
-    for entry in run.rewards.services:
-        if sweep.signal.metric == f"rewards/{entry.name}" and entry.weight > 0 and run.objective.reward_weight > 0:
-            raise ValueError(
-                f"signal.metric = {sweep.signal.metric!r}: the trials are trained on it; hold it out with "
-                f"rewards.services.{entry.name}.weight=0 in overrides, or name another number"
-            )
+    if trained_on(run, sweep.signal.metric):
+        name = sweep.signal.metric.removeprefix("rewards/")
+        raise ValueError(
+            f"signal.metric = {sweep.signal.metric!r}: the trials are trained on it; hold it out with "
+            f"rewards.services.{name}.weight=0 in overrides, or name another number"
+        )
+
+
+def _check_grace(sweep: Sweep, run: Experiment) -> None:
+    """Refuse to stop trials before their generators have taken a step: all would show the initial one."""
+    early, training = sweep.early_stopping, run.training
+    if early is not None and early.grace_images <= training.warmup_images:
+        raise ValueError(
+            f"early_stopping.grace_images = {early.grace_images}: the trials' generators wait until warmup_images = "
+            f"{training.warmup_images}, so that all are the initial one; take more, such as "
+            f"{training.warmup_images + training.grid_every_images}"
+        )
