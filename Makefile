@@ -29,10 +29,10 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate world mlflow stop test check format bench parity clean
+.PHONY: help setup align sweep evaluate world mlflow stop test test-slow check format bench parity clean
 
 help: ## list the commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with the versions of constraints.txt
 
@@ -60,8 +60,11 @@ stop: $(STAMP) ## stop the local Ray cluster that `make align` started
 	@$(BIN)/python jobs/head.py stop
 
 test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
-	$(BIN)/python -m pytest -m "not gpu" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
+	$(BIN)/python -m pytest -m "not gpu and not slow" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
 	  --cov-report=term --cov-fail-under=85
+
+test-slow: $(STAMP) ## run the tests that take minutes each: faults injected into whole runs
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from slingstone.config.comparison import Comparison
 from slingstone.config.experiment import Experiment
 from slingstone.config.loading import ConfigError, flatten, load, load_as, to_yaml
+from slingstone.config.recovery import ExplodingLoss, Recovery
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
@@ -30,12 +31,14 @@ __all__ = [
     "Data",
     "Evaluation",
     "Experiment",
+    "ExplodingLoss",
     "FixedScale",
     "Guidance",
     "Models",
     "Objective",
     "Optimizer",
     "PseudoHuber",
+    "Recovery",
     "ReferenceSampling",
     "RewardEntry",
     "Rewards",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from slingstone.config.recovery import Recovery
 from slingstone.config.rewards import Rewards
 from slingstone.config.tree import (
     Data,
@@ -46,6 +47,8 @@ class Experiment(Section):
     """The measurement before, during and after."""
     tracking: Tracking = Tracking()
     """Where MLflow keeps the run."""
+    recovery: Recovery = Recovery()
+    """What it does when something around it fails."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Experiment":

@@ -148,6 +148,9 @@ class Training(Section):
     """How often the prompt grid is drawn and the averaged generator evaluated on an eighth of the prompts."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
+    keep_best: str | None = None
+    """Number of the evaluations on the way by which the best checkpoint is kept beside the last ones, such as `utility`
+    or `rewards/hps`; the highest is best. Only a checkpoint made together with such an evaluation has the number."""
 
 
 class Runtime(Section):
@@ -222,3 +225,6 @@ class Tracking(Section):
     """Tracking URI; null takes MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
     experiment: str = "slingstone"
     """MLflow experiment."""
+    on_failure: Literal["spool", "stop"] = "spool"
+    """What a server that is away costs once the run has begun: `spool` keeps the numbers in `metrics.jsonl` beside the
+    run and delivers them when it is back; `stop` ends the run."""

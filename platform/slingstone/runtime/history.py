@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slingstone.config import Experiment, flatten, load, to_yaml
+from slingstone.runtime.store import open_store
 from slingstone.runtime.tracking import git_commit, lock_hash
 
 MAY_CHANGE = (
@@ -14,6 +16,8 @@ MAY_CHANGE = (
     "training.checkpoint_every_images",
     "training.grid_every_images",
     "training.keep_checkpoints",
+    "training.keep_best",
+    "recovery.",
     "runtime.threads_per_worker",
     "rewards.lifecycle",
     "rewards.url",
@@ -24,11 +28,44 @@ MAY_CHANGE = (
 """Keys, or beginnings of keys, that do not change what a continued run computes."""
 
 
+def checkpoints(run: Experiment) -> str:
+    """Return where a run's checkpoints lie."""
+    return f"{run.storage}/align/{run.name}/checkpoints"
+
+
+def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to continue with another configuration, where that would change what is computed.
+
+    Args:
+        where: names what would be continued.
+        before: flat dump of its configuration.
+        now: of the one that wants to continue it.
+
+    Raises:
+        ValueError: naming the keys that differ, and those that may.
+    """
+    differing = [
+        f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
+        raise ValueError(
+            f"{where} holds a run that differs in {', '.join(differing)}; give this run another name, or delete that;"
+            f" only these may change on the way: {may}"
+        )
+
+
 @dataclass(frozen=True)
 class History:
     """The directory of a run, `<storage>/align/<name>`."""
 
     directory: Path
+
+    def newest(self) -> str | None:
+        """Return the name of the newest checkpoint."""
+        return next(reversed(open_store(str(self.directory / "checkpoints")).names()), None)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -49,23 +86,13 @@ class History:
             ValueError: naming the keys that differ.
         """
         path = self.directory / "config.yaml"
-        if not any(self.directory.glob("checkpoint_*/")):
-            for name in ("config.yaml", "mlflow.json", "checkpoint_manager_snapshot.json"):
+        if self.newest() is None:
+            for name in ("config.yaml", "mlflow.json", "metrics.jsonl", "metrics.jsonl.sent"):
                 (self.directory / name).unlink(missing_ok=True)
             shutil.rmtree(self.directory / "evaluation", ignore_errors=True)
         if not path.is_file():
             return
-        before, now = flatten(load(path)), flatten(run)
-        differing = [
-            f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
-        ]
-        if differing:
-            raise ValueError(
-                f"name = {run.name!r}: {self.directory} holds a run that differs in {', '.join(differing)};"
-                " give this run another name, or delete the directory"
-            )
+        refuse_other(f"name = {run.name!r}: {self.directory}", flatten(load(path)), flatten(run))
 
     def begin(self, run: Experiment, uri: str, run_id: str) -> None:
         """Write down what is about to run, from which sources."""

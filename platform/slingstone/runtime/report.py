@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from PIL.Image import Image
 from torch import nn
@@ -13,6 +14,8 @@ from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
 from slingstone.runtime.tracking import Run
 
+JOURNAL = "metrics.jsonl"
+
 
 class Reporter:
     """Lines for the user's terminal, numbers and pictures for MLflow."""
@@ -21,7 +24,13 @@ class Reporter:
         self._board = assignment.board
         self._quiet = rank > 0
         self._directory = Path(assignment.directory)
-        self._run = Run(assignment.mlflow_uri, assignment.mlflow_run_id)
+        self._run = Run(
+            assignment.mlflow_uri,
+            assignment.mlflow_run_id,
+            self._directory / JOURNAL,
+            assignment.experiment.tracking.on_failure,
+        )
+        self._asked: Any = None
         self._progress = Progress(self.say, assignment.experiment.training.num_images)
 
     def say(self, line: str) -> None:
@@ -34,6 +43,28 @@ class Reporter:
         if not self._quiet:
             self._progress.step(metrics, images, num_images)
             self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
+
+    def stopping(self) -> bool:
+        """Return whether the driver was told to stop; it answers by the next call, so that no step waits for it."""
+        if self._quiet:
+            return False
+        self._asked = self._asked or self._board.stopping.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return False
+        answer: Any = ray.get(self._asked)
+        self._asked = None
+        return answer
+
+    def saved(self, waited_s: float, images: int) -> None:
+        """Take note of a checkpoint for which training stood still so long."""
+        if not self._quiet:
+            self._run.metrics({"seconds/checkpoint_wait": waited_s}, images)
+
+    def went_back(self, reason: str, images: int) -> None:
+        """Take note of a return to an earlier position."""
+        if not self._quiet:
+            self.say(f"{reason}: back to {images} images, on with other noise")
+            self._run.journal.go_back(images)
 
     def found(self, label: str, summary: Mapping[str, Any], images: int) -> None:
         """Take note of an evaluation: `init`, `training` for the short ones on the way, `aligned`, the rival's."""
@@ -55,7 +86,8 @@ class Reporter:
             exported = self._directory / "pipeline"
             measure.family.pipeline.save(generator, exported, torch.float32)
             self._run.artifact(exported, "pipeline")
-            self._run.flush()
+            if not self._run.flush():
+                self.say(f"MLflow cannot be reached: its numbers wait in {self._directory / JOURNAL}")
 
     def _picture(self, picture: Image, name: str) -> None:
         path = self._directory / "pictures" / name
