@@ -26,6 +26,9 @@ class Recovery(Section):
     background: bool = True
     """Copies what is saved to host memory, about 16 bytes a trained weight on each worker that holds it, and writes it
     while training goes on; `false` waits until the checkpoint is published."""
+    checkpoints: str | None = None
+    """Where checkpoints go instead of `storage`: a directory that all nodes see, or a URI that pyarrow knows, such as
+    s3://bucket/prefix, with credentials from the environment. They lie under `<checkpoints>/align/<name>`."""
     on_failed_save: Literal["stop", "go_on"] = "stop"
     """What a checkpoint that cannot be written costs, such as on a full disk: `go_on` says so and tries again at the
     next one. The checkpoints before it stay good either way."""

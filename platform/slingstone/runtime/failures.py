@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from reward_services.protocol import RewardError
@@ -77,5 +78,7 @@ def _failures(error: TrainingFailedError) -> list[Any]:
 
 
 def _named(failure: Any) -> bool:
-    raised = getattr(failure, "_base_exc", failure)  # Ray wraps what a worker raised, and has no other way to it
+    if not isinstance(failure, UserExceptionWithTraceback):
+        return False  # Ray's own words for a worker that is gone
+    raised = failure._base_exc  # there is no other way to it
     return isinstance(raised, NAMED) or not isinstance(raised, OF_A_LOST_PEER)

@@ -9,7 +9,7 @@ from typing import Any
 
 from slingstone.config import Experiment, flatten, load, to_yaml
 from slingstone.runtime.store import open_store
-from slingstone.runtime.tracking import git_commit, lock_hash
+from slingstone.runtime.tracking import git_commit, lock_hash, redacted
 
 MAY_CHANGE = (
     "training.num_images",
@@ -30,7 +30,12 @@ MAY_CHANGE = (
 
 def checkpoints(run: Experiment) -> str:
     """Return where a run's checkpoints lie."""
-    return f"{run.storage}/align/{run.name}/checkpoints"
+    return f"{(run.recovery.checkpoints or run.storage).rstrip('/')}/align/{run.name}/checkpoints"
+
+
+def newest(run: Experiment) -> str | None:
+    """Return the name of a run's newest checkpoint."""
+    return next(reversed(open_store(checkpoints(run)).names()), None)
 
 
 def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -63,10 +68,6 @@ class History:
 
     directory: Path
 
-    def newest(self) -> str | None:
-        """Return the name of the newest checkpoint."""
-        return next(reversed(open_store(str(self.directory / "checkpoints")).names()), None)
-
     @property
     def summary(self) -> dict[str, Any] | None:
         """The summary of a run that came to its end."""
@@ -77,7 +78,7 @@ class History:
         """Return the id of the MLflow run to continue, if there was one in the same store."""
         path = self.directory / "mlflow.json"
         saved = json.loads(path.read_text()) if path.is_file() else {}
-        return saved.get("run_id") if saved.get("uri") == uri else None
+        return saved.get("run_id") if saved.get("uri") == redacted(uri) else None
 
     def check(self, run: Experiment) -> None:
         """Refuse to continue a run of another configuration; forget one that has no checkpoint to continue from.
@@ -86,7 +87,7 @@ class History:
             ValueError: naming the keys that differ.
         """
         path = self.directory / "config.yaml"
-        if self.newest() is None:
+        if newest(run) is None:
             for name in ("config.yaml", "mlflow.json", "metrics.jsonl", "metrics.jsonl.sent"):
                 (self.directory / name).unlink(missing_ok=True)
             shutil.rmtree(self.directory / "evaluation", ignore_errors=True)
@@ -98,7 +99,7 @@ class History:
         """Write down what is about to run, from which sources."""
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "config.yaml").write_text(to_yaml(run))
-        (self.directory / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
+        (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
         sources = {"git_commit": git_commit(), "lock_sha256": lock_hash()}
         (self.directory / "sources.json").write_text(json.dumps(sources))
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+JOURNAL = "metrics.jsonl"
+"""Name of the file in a run's directory."""
+
 
 class Point(NamedTuple):
     """One number at a position, in the order of MLflow's `Metric`."""

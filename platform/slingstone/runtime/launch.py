@@ -21,7 +21,8 @@ from slingstone.config import Experiment
 from slingstone.runtime import preflight, rewards, tracking
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.failures import RunFailed, cause, is_mistake, surviving
-from slingstone.runtime.history import History
+from slingstone.runtime.history import History, newest
+from slingstone.runtime.journal import JOURNAL, Journal
 from slingstone.runtime.progress import duration, final_table
 from slingstone.runtime.stopping import told_to_stop
 
@@ -51,6 +52,9 @@ def align(
     history.check(run)
     if (done := history.summary) is not None and done["images"] >= run.training.num_images:
         say(f"{run.name} is complete: delete {history.directory} or give another name to start afresh")
+        if Journal(history.directory / JOURNAL).undelivered()[0]:
+            uri = tracking.tracking_uri(run)
+            tracking.Run(uri, done["mlflow_run_id"], history.directory / JOURNAL, "spool").end("FINISHED")
         _conclude(done, history, say)
         return done
     if not ray.is_initialized():
@@ -63,19 +67,21 @@ def align(
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
         uri = tracking.tracking_uri(run)
         history.directory.mkdir(parents=True, exist_ok=True)
-        tracked = tracking.open_run(run, uri, history.directory, history.mlflow_run(uri), parent)
+        opened = tracking.open_run(run, uri, history.directory, history.mlflow_run(uri), parent)
+        # With the workers' journal, to deliver what they could not.
+        tracked = tracking.Run(uri, opened.run_id, history.directory / JOURNAL, run.tracking.on_failure)
         status = "FAILED"
         try:
             history.begin(run, uri, tracked.run_id)
             with told_to_stop(say) as stop, board(say, stop) as shown:
                 config = {"assignment": Assignment(run, str(history.directory), uri, tracked.run_id, shown)}
                 attempt = partial(fit, run, rank or _rank, config, history.directory, callbacks)
-                results = surviving(attempt, history.newest, run.recovery.max_failures, say)
+                results = surviving(attempt, partial(newest, run), run.recovery.max_failures, say)
             if not results:
                 say(f"saved; the same command continues {run.name}")
                 raise SystemExit(128 + signal.SIGTERM)
             facts = {"name": run.name, "images": run.training.num_images, "mlflow_run_id": tracked.run_id}
-            facts |= {"mlflow_uri": uri, "seconds": round(time.monotonic() - start, 1)}
+            facts |= {"mlflow_uri": tracking.redacted(uri), "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
             tracked.artifact(history.directory / "config.yaml")
             status = "FINISHED"

@@ -10,11 +10,10 @@ from PIL.Image import Image
 from torch import nn
 
 from slingstone.runtime.assignment import Assignment
+from slingstone.runtime.journal import JOURNAL
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
 from slingstone.runtime.tracking import Run
-
-JOURNAL = "metrics.jsonl"
 
 
 class Reporter:

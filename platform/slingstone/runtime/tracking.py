@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from slingstone.config import Experiment, Tracking, flatten
 from slingstone.runtime.journal import Buffer, Journal
@@ -191,6 +192,14 @@ def tracking_uri_of(settings: Tracking, storage: str) -> str:
     """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
     default = f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
     return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def redacted(uri: str) -> str:
+    """Return a URI without the credentials that it may carry: for whatever is written down or shown."""
+    parts = urlsplit(uri)
+    if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
+        return uri
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def git_commit() -> str:
