@@ -226,5 +226,5 @@ class Tracking(Section):
     experiment: str = "slingstone"
     """MLflow experiment."""
     on_failure: Literal["spool", "stop"] = "spool"
-    """What a server that is away costs once the run has begun: `spool` keeps the numbers in `metrics.jsonl` beside the
+    """What a server that is away costs once the run has begun: `spool` keeps the numbers in a file beside the
     run and delivers them when it is back; `stop` ends the run."""

@@ -88,7 +88,7 @@ class History:
         """
         path = self.directory / "config.yaml"
         if newest(run) is None:
-            for name in ("config.yaml", "mlflow.json", "metrics.jsonl", "metrics.jsonl.sent"):
+            for name in ("config.yaml", "mlflow.json"):
                 (self.directory / name).unlink(missing_ok=True)
             shutil.rmtree(self.directory / "evaluation", ignore_errors=True)
         if not path.is_file():

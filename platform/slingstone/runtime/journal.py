@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-JOURNAL = "metrics.jsonl"
-"""Name of the file in a run's directory."""
+
+def journal_of(directory: Path, run_id: str) -> Path:
+    """Return where the numbers of an MLflow run are kept, in the directory of the run."""
+    return directory / f"metrics-{run_id}.jsonl"
 
 
 class Point(NamedTuple):

@@ -22,7 +22,7 @@ from slingstone.runtime import preflight, rewards, tracking
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.failures import RunFailed, cause, is_mistake, surviving
 from slingstone.runtime.history import History, newest
-from slingstone.runtime.journal import JOURNAL, Journal
+from slingstone.runtime.journal import Journal, journal_of
 from slingstone.runtime.progress import duration, final_table
 from slingstone.runtime.stopping import told_to_stop
 
@@ -52,9 +52,9 @@ def align(
     history.check(run)
     if (done := history.summary) is not None and done["images"] >= run.training.num_images:
         say(f"{run.name} is complete: delete {history.directory} or give another name to start afresh")
-        if Journal(history.directory / JOURNAL).undelivered()[0]:
-            uri = tracking.tracking_uri(run)
-            tracking.Run(uri, done["mlflow_run_id"], history.directory / JOURNAL, "spool").end("FINISHED")
+        journal = journal_of(history.directory, done["mlflow_run_id"])
+        if Journal(journal).undelivered()[0]:
+            tracking.Run(tracking.tracking_uri(run), done["mlflow_run_id"], journal, "spool").end("FINISHED")
         _conclude(done, history, say)
         return done
     if not ray.is_initialized():
@@ -69,7 +69,8 @@ def align(
         history.directory.mkdir(parents=True, exist_ok=True)
         opened = tracking.open_run(run, uri, history.directory, history.mlflow_run(uri), parent)
         # With the workers' journal, to deliver what they could not.
-        tracked = tracking.Run(uri, opened.run_id, history.directory / JOURNAL, run.tracking.on_failure)
+        journal = journal_of(history.directory, opened.run_id)
+        tracked = tracking.Run(uri, opened.run_id, journal, run.tracking.on_failure)
         status = "FAILED"
         try:
             history.begin(run, uri, tracked.run_id)

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import nn
 
 from slingstone.runtime.assignment import Assignment
-from slingstone.runtime.journal import JOURNAL
+from slingstone.runtime.journal import journal_of
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
 from slingstone.runtime.tracking import Run
@@ -26,7 +26,7 @@ class Reporter:
         self._run = Run(
             assignment.mlflow_uri,
             assignment.mlflow_run_id,
-            self._directory / JOURNAL,
+            journal_of(self._directory, assignment.mlflow_run_id),
             assignment.experiment.tracking.on_failure,
         )
         self._asked: Any = None
@@ -86,7 +86,7 @@ class Reporter:
             measure.family.pipeline.save(generator, exported, torch.float32)
             self._run.artifact(exported, "pipeline")
             if not self._run.flush():
-                self.say(f"MLflow cannot be reached: its numbers wait in {self._directory / JOURNAL}")
+                self.say(f"MLflow cannot be reached: its numbers wait in {self._directory}")
 
     def _picture(self, picture: Image, name: str) -> None:
         path = self._directory / "pictures" / name
