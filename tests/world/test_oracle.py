@@ -28,6 +28,16 @@ def test_a_wrong_colour_is_seen_and_named():
     assert verdict["caption_accuracy"].tolist() == verdict["accuracy/colour"].tolist()
 
 
+def test_captions_of_one_and_of_two_things_are_judged_apart():
+    one = Scene((Thing("red", "circle", "large"),), "white")
+    two = Scene((Thing("red", "circle"), Thing("blue", "square")), "gray", "above")
+    verdict = Oracle()(
+        draw([one, two], torch.Generator().manual_seed(0), 0.0), [one.caption, two.caption.replace("above", "below")]
+    )
+    assert verdict["accuracy/one_object"].nan_to_num(-1).tolist() == [1, -1]
+    assert verdict["accuracy/two_objects"].nan_to_num(-1).tolist() == [-1, 0]
+
+
 def test_swapped_things_break_the_relation():
     first, second = Thing("red", "circle"), Thing("blue", "square")
     shown = Scene((first, second), "gray", "above")

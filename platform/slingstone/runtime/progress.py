@@ -6,6 +6,16 @@ from typing import Any
 
 BAR = 24
 EVERY_S = 4.0
+SHOWN = {
+    "utility": "utility",
+    "caption_accuracy": "caption accuracy",
+    "accuracy/one_object": "  of one object",
+    "accuracy/two_objects": "  of two objects",
+    "diversity": "diversity",
+    "seconds_per_image": "seconds per image",
+    "network_evaluations": "network evaluations",
+}
+"""Rows of the final table under the rewards, where the evaluations have them: metric and title."""
 
 
 class Progress:
@@ -69,10 +79,10 @@ def final_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     rows: list[Sequence[str]] = [["", *(column.replace("_", " ") for column in columns)]]
     for title, name in rewards.items():
         rows.append([title, *(f"{results[column]['rewards'][name]:.4f}" for column in columns)])
-    for name in ("utility", "caption_accuracy", "diversity", "seconds_per_image", "network_evaluations"):
-        if all(name in result for result in results.values()):
+    for name, title in SHOWN.items():
+        if all(result.get(name) is not None for result in results.values()):
             digits = 0 if name == "network_evaluations" else 4
-            rows.append([name.replace("_", " "), *(f"{results[column][name]:.{digits}f}" for column in columns)])
+            rows.append([title, *(f"{results[column][name]:.{digits}f}" for column in columns)])
     widths = [max(len(row[place]) for row in rows) for place in range(len(columns) + 1)]
     lines = [
         "  ".join(

@@ -56,7 +56,8 @@ class Oracle:
 
         Returns:
             `utility` and `caption_accuracy` (1 where every claim of the caption holds), `sharpness`, `cleanliness`,
-            `composition`, and `accuracy/<attribute>`, NaN where the caption makes no such claim.
+            `composition`, and `accuracy/<attribute>`, NaN where the caption makes no such claim. Captions of one and
+            of two things also stand apart, as `accuracy/one_object` and `accuracy/two_objects`.
 
         Raises:
             ValueError: a prompt is no sentence of the grammar, or the pictures are not 48 x 48.
@@ -87,6 +88,8 @@ def _judge(picture: np.ndarray, scene: Scene) -> dict[str, float]:
         "caption_accuracy": float(truth == 1.0),
         **quality,
         **{f"accuracy/{name}": claims[name] for name in _ATTRIBUTES},
+        "accuracy/one_object": float(truth == 1.0) if len(scene.things) == 1 else float("nan"),
+        "accuracy/two_objects": float(truth == 1.0) if len(scene.things) == 2 else float("nan"),
     }
 
 
