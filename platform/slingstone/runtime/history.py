@@ -87,13 +87,19 @@ class History:
             ValueError: naming the keys that differ.
         """
         path = self.directory / "config.yaml"
-        if newest(run) is None:
-            for name in ("config.yaml", "mlflow.json"):
-                (self.directory / name).unlink(missing_ok=True)
-            shutil.rmtree(self.directory / "evaluation", ignore_errors=True)
-        if not path.is_file():
+        before = load(path) if path.is_file() else None
+        if newest(run) is not None:
+            if before is not None:
+                refuse_other(f"name = {run.name!r}: {self.directory}", flatten(before), flatten(run))
             return
-        refuse_other(f"name = {run.name!r}: {self.directory}", flatten(load(path)), flatten(run))
+        if before is not None and newest(before) is not None:
+            raise ValueError(
+                f"recovery.checkpoints = {run.recovery.checkpoints!r}: those of {run.name!r} lie in"
+                f" {checkpoints(before)}; name that place, or move them to {checkpoints(run)}"
+            )
+        for name in ("config.yaml", "mlflow.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        shutil.rmtree(self.directory / "evaluation", ignore_errors=True)
 
     def begin(self, run: Experiment, uri: str, run_id: str) -> None:
         """Write down what is about to run, from which sources."""
