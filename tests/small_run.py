@@ -43,7 +43,7 @@ class Small:
 
     def save(self, score: float | None = None) -> str:
         """Save, wait until it is published, and return the checkpoint's name."""
-        facts = Facts(self.trainer.images, 1, "mlflow", flatten(self.run), score)
+        facts = Facts(self.trainer.images, self.state.prompts.world, "mlflow", flatten(self.run), score)
         self.saved.save(facts)
         self.saved.finish()
         return facts.name
@@ -55,31 +55,33 @@ class Small:
         return weights | {f"ema.{key}": value.clone() for key, value in self.trainer.ema.shadow.items()}
 
 
-def small(root: Path | str, overrides: Sequence[str] = (), runtime: Runtime | None = None) -> Small:
-    """Build the run; its checkpoints lie under `root`, a path or a URI."""
+def small(
+    root: Path | str, overrides: Sequence[str] = (), runtime: Runtime | None = None, rank: int = 0, world: int = 1
+) -> Small:
+    """Build the run on one rank; its checkpoints lie under `root`, a path or a URI."""
     run = load(ROOT / "configs" / "align" / "scenes.yaml", [*BASE, *overrides])
-    world = make_world()
+    made = make_world()
     torch.manual_seed(0)
     with torch.no_grad():
-        for weight in world.generator.parameters():
+        for weight in made.generator.parameters():
             weight.add_(0.3)  # off the optimum, so that there is something to learn
     runtime = runtime or Runtime(engine="torch")
-    generator = build_engine(world.generator, ADAM, runtime, 1.0)
-    assistant = build_engine(world.assistant, ADAM, runtime, 1.0)
-    prompts = PromptSampler(["a", "bb", "ccc", "dddd", "eeeee"], BATCH)
+    generator = build_engine(made.generator, ADAM, runtime, 1.0)
+    assistant = build_engine(made.assistant, ADAM, runtime, 1.0)
+    prompts = PromptSampler(["a", "bb", "ccc", "dddd", "eeeee"], BATCH, rank, world)
     levels = Timesteps(0, LEVELS - 1)
-    settings = StepSettings(BATCH, levels, levels, reward_weight=0.1, ema_half_life_images=32.0)
+    settings = StepSettings(BATCH // world, levels, levels, world, reward_weight=0.1, ema_half_life_images=32.0)
     term = replace(linear_reward("slope", torch.tensor([1.0, 0.5, -1.0])), scale=RunningScale(40.0))
     trainer = Trainer(
-        family=world.build().family,
+        family=made.build().family,
         generator=generator,
         assistant=assistant,
         rewards=RewardPanel([term]),
         prompts=prompts,
         settings=settings,
-        rng=torch.Generator().manual_seed(7),
+        rng=torch.Generator().manual_seed(7 + rank),
         generator_parameters=generator.named_parameters,
     )
-    state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, 0)
+    state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
     said: list[str] = []
     return Small(run, trainer, state, Checkpoints(state, open_store(str(root)), run, said.append), said)
