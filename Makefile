@@ -69,12 +69,12 @@ test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of th
 	$(BIN)/python -m pytest -m "not gpu and not slow and not ui" --cov=slingstone.objectives --cov=slingstone.trainer \
 	  --cov=reward_services --cov-report=term --cov-fail-under=85
 
-test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream packages, several nodes
-	$(BIN)/python -m pytest -m "slow and not gpu"
-
 test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, and save docs/mlflow-compare.png
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"
 	STORAGE=$(STORAGE) SWEEP=$(SWEEP) $(BIN)/python -m pytest -m ui tests/ui
+
+test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream packages, several nodes
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
 	$(BIN)/ruff format --check .

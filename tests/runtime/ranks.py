@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slingstone.config import Optimizer, Runtime
 from slingstone.ema import ExponentialMovingAverage
 from slingstone.runtime.engine import ShardedEngine, TorchEngine, build_engine
+from slingstone.runtime.shards import write
 
 GLOBAL_BATCH = 8
 ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
@@ -88,7 +89,7 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
     generator, assistant = engines(runtime)
     losses = alternate(generator, assistant, range(3))
     for name, engine in (("generator", generator), ("assistant", assistant)):
-        engine.save(directory / name)
+        write(engine.snapshot(), directory / name)
     dist.barrier()
     losses += alternate(generator, assistant, range(3, 5))
     weights = generator.full_weights()

@@ -63,14 +63,30 @@ def test_a_storage_that_is_no_directory_and_prompts_that_are_no_text_are_refused
 
 def test_a_run_may_grow_but_not_become_another(tmp_path):
     history = History(tmp_path / "align" / "scenes")
-    run = load(SCENES)
+    here = f"storage={tmp_path}"
+    run = load(SCENES, [here])
     history.check(run)
     history.begin(run, "sqlite:///x", "id")
-    (history.directory / "checkpoint_1").mkdir()
+    (history.directory / "checkpoints" / "000000000032").mkdir(parents=True)
     history.check(run)
-    history.check(load(SCENES, ["training.num_images=99999", "rewards.lifecycle=external"]))
+    history.check(load(SCENES, [here, "training.num_images=99999", "rewards.lifecycle=external"]))
     with pytest.raises(ValueError, match=r"differs in seed \(0 -> 1\), training.batch_size \(32 -> 64\)"):
-        history.check(load(SCENES, ["training.batch_size=64", "seed=1"]))
+        history.check(load(SCENES, [here, "training.batch_size=64", "seed=1"]))
+
+
+def test_checkpoints_that_lie_elsewhere_are_not_forgotten(tmp_path):
+    history, here = History(tmp_path / "align" / "scenes"), f"storage={tmp_path}"
+    history.begin(load(SCENES, [here]), "sqlite:///x", "id")
+    (history.directory / "checkpoints" / "000000000032").mkdir(parents=True)
+    moved = load(SCENES, [here, f"recovery.checkpoints={tmp_path / 'new'}"])
+    with pytest.raises(
+        ValueError, match=r"recovery.checkpoints = .*lie in .*align/scenes/checkpoints; name that place"
+    ):
+        history.check(moved)
+    (tmp_path / "new" / "align" / "scenes").mkdir(parents=True)
+    (history.directory / "checkpoints").rename(tmp_path / "new" / "align" / "scenes" / "checkpoints")
+    history.check(moved)
+    assert history.mlflow_run("sqlite:///x") == "id"
 
 
 def test_a_run_that_left_no_checkpoint_is_forgotten(tmp_path):

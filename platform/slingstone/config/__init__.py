@@ -5,6 +5,7 @@ from slingstone.config.experiment import Experiment
 from slingstone.config.guard import Guard
 from slingstone.config.loading import ConfigError, flatten, load, load_as, to_yaml
 from slingstone.config.placement import Placement
+from slingstone.config.recovery import ExplodingLoss, Recovery
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
@@ -35,6 +36,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "Experiment",
+    "ExplodingLoss",
     "FixedScale",
     "Guard",
     "Guidance",
@@ -44,6 +46,7 @@ __all__ = [
     "Optimizer",
     "Placement",
     "PseudoHuber",
+    "Recovery",
     "ReferenceSampling",
     "RewardEntry",
     "Rewards",

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from slingstone.config.guard import Guard
 from slingstone.config.placement import Placement
+from slingstone.config.recovery import Recovery
 from slingstone.config.rewards import Rewards
 from slingstone.config.tree import (
     Data,
@@ -52,6 +53,8 @@ class Experiment(Section):
     """When it is called off."""
     tracking: Tracking = Tracking()
     """Where MLflow keeps the run."""
+    recovery: Recovery = Recovery()
+    """What it does when something around it fails."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Experiment":
@@ -87,6 +90,7 @@ def _contradictions(run: Experiment) -> Iterator[Contradiction]:
             yield Contradiction(f"objective.{side}.low", low, f"is above high = {high}; swap them")
     yield from _reward_contradictions(run.rewards)
     yield from _guard_contradictions(run)
+    yield from _credentials(run)
     names = [entry.name for entry in run.rewards.services]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Contradiction("rewards.services", name, "is the name of two services; rename one")
@@ -160,3 +164,20 @@ def _reward_contradictions(rewards: Rewards) -> Iterator[Contradiction]:
         yield Contradiction(
             "rewards.lifecycle", "managed", "cannot deploy what is reached over HTTP; set it to external"
         )
+
+
+def _credentials(run: Experiment) -> Iterator[Contradiction]:
+    """Yield what would carry a password or token into the files, logs and params that show the configuration."""
+    fields = {
+        "tracking.uri": (run.tracking.uri, "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and _PASSWORD"),
+        "rewards.url": (run.rewards.url, "REWARD_SERVICES_TOKEN"),
+        "recovery.checkpoints": (run.recovery.checkpoints, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        "storage": (run.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    }
+    for path, (value, variables) in fields.items():
+        scheme, separator, rest = (value or "").partition("://")
+        if separator and "@" in rest.partition("/")[0]:
+            shown = f"{scheme}://...@{rest.partition('@')[2]}"
+            yield Contradiction(
+                path, shown, f"holds credentials; leave them out and set {variables} in the environment"
+            )

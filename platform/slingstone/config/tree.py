@@ -165,6 +165,9 @@ class Training(Section):
     """How often the prompt grid is drawn and the averaged generator evaluated on an eighth of the prompts."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
+    keep_best: str | None = None
+    """Number of the evaluations on the way by which the best checkpoint is kept beside the last ones, such as `utility`
+    or `rewards/hps`; the highest is best. Only a checkpoint made together with such an evaluation has the number."""
 
 
 class Runtime(Section):
@@ -258,3 +261,6 @@ class Tracking(Section):
     """Use of CPU, memory, disk, network and GPU of the first worker's node, every ten seconds, under `system/`."""
     registry: Registry | None = None
     """Registers the exported pipeline as a model, loadable by `mlflow.pyfunc`; null leaves it an artifact."""
+    on_failure: Literal["spool", "stop"] = "spool"
+    """What a server that is away costs once the run has begun: `spool` keeps the numbers in a file beside the
+    run and delivers them when it is back; `stop` ends the run."""

@@ -1,6 +1,5 @@
 """All that a resumed run needs: both engines shard by shard, the EMA, every rank's randomness, and the position."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 
 from slingstone.data import PromptSampler
 from slingstone.runtime.engine import ShardedEngine
+from slingstone.runtime.manifest import DamagedCheckpoint, Manifest
+from slingstone.runtime.shards import Files, copied, read
 from slingstone.trainer import Trainer
 
 
@@ -22,12 +23,21 @@ class Facts:
         num_workers: ranks that wrote it, and that must read it.
         mlflow_run_id: the run that a resumed job continues.
         config: flat dump of the configuration.
+        score: of the evaluation at this point, if there was one and one is asked for.
+        rollbacks: how often training went back before this point.
     """
 
     images: int
     num_workers: int
     mlflow_run_id: str
     config: dict[str, str]
+    score: float | None = None
+    rollbacks: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
+        return f"{self.images:012}"
 
 
 @dataclass(frozen=True)
@@ -39,28 +49,29 @@ class State:
     prompts: PromptSampler
     rank: int
 
-    def save(self, directory: Path, facts: Facts) -> None:
-        """Write this rank's part; every rank must call it, each with a directory of its own. Ray merges them."""
-        for name, engine in self.engines.items():
-            engine.save(directory / name)
-        trained = self.trainer.state_dict()
+    def snapshot(self) -> Files:
+        """Return this rank's files, copied to host memory; a collective. Together the ranks' files are a checkpoint."""
+        files = {
+            f"{name}/{path}": tree for name, engine in self.engines.items() for path, tree in engine.snapshot().items()
+        }
+        trained = copied(self.trainer.state_dict())
         average = trained.pop("ema")
-        torch.save({"trainer": trained, "torch_rng": torch.get_rng_state()}, directory / f"rank_{self.rank}.pt")
+        files[f"rank_{self.rank}.pt"] = {
+            "trainer": trained,
+            "torch_rng": torch.get_rng_state(),
+            "prompts": self.prompts.state_dict(),
+        }
         if self._owns_average:
-            torch.save(average, directory / self._average_file)
-        if self.rank == 0:
-            run = asdict(facts) | {"prompts": self.prompts.state_dict()}
-            (directory / "run.json").write_text(json.dumps(run, indent=1))
+            files[self._average_file] = average
+        return files
 
-    def restore(self, directory: Path) -> Facts:
-        """Read back what `save` wrote with as many ranks.
+    def restore(self, directory: Path, facts: Facts) -> None:
+        """Read back what `snapshot` returned on as many ranks, and was written to that directory; a collective.
 
         Raises:
-            ValueError: if it was written by another number of ranks.
+            ValueError: it was written by another number of ranks, or of other networks.
+            DamagedCheckpoint: a file cannot be read.
         """
-        run: dict[str, Any] = json.loads((directory / "run.json").read_text())
-        position = run.pop("prompts")
-        facts = Facts(**run)
         if facts.num_workers != self.prompts.world:
             raise ValueError(
                 f"runtime.num_workers = {self.prompts.world}: the checkpoint was written by {facts.num_workers};"
@@ -68,12 +79,10 @@ class State:
             )
         for name, engine in self.engines.items():
             engine.load(directory / name)
-        own = torch.load(directory / f"rank_{self.rank}.pt", map_location="cpu", weights_only=True)
-        average = torch.load(directory / self._average_file, map_location="cpu", weights_only=True)
+        own, average = read(directory / f"rank_{self.rank}.pt"), read(directory / self._average_file)
         self.trainer.load_state_dict(own["trainer"] | {"ema": average})
         torch.set_rng_state(own["torch_rng"])
-        self.prompts.load_state_dict(position)
-        return facts
+        self.prompts.load_state_dict(own["prompts"])
 
     @property
     def _average_file(self) -> str:
@@ -82,6 +91,26 @@ class State:
     @property
     def _owns_average(self) -> bool:
         return self.engines["generator"].sharded or self.rank == 0
+
+
+def facts_of(manifest: Manifest, name: str) -> Facts:
+    """Return what a manifest says.
+
+    Raises:
+        DamagedCheckpoint: it says something else.
+    """
+    try:
+        facts = Facts(**manifest.facts)
+        if facts.name == name and isinstance(facts.config, dict):
+            return facts
+    except (TypeError, ValueError):
+        pass
+    raise DamagedCheckpoint(f"checkpoint {name}: its manifest tells of another one")
+
+
+def as_manifest(facts: Facts, files: Mapping[str, Any]) -> Manifest:
+    """Return the manifest of a checkpoint whose files were written."""
+    return Manifest(asdict(facts), files)
 
 
 def averaged_weights(trainer: Trainer, generator: ShardedEngine) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Engines behind `trainer.Engine`: DeepSpeed at any ZeRO stage, and plain torch; both save and load shard by shard."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slingstone.config import Optimizer, Runtime
+from slingstone.runtime.shards import Files, HostMemory, copied, read
 from slingstone.trainer import Engine
 
 
@@ -26,12 +28,12 @@ class ShardedEngine(Engine, Protocol):
         """Return the whole state dict on every rank, copied to the CPU."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of weights, optimizer and learning-rate position."""
+    def snapshot(self) -> Files:
+        """Return copies, in host memory, of this rank's part of weights, optimizer and learning-rate position."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote with the same number of ranks."""
+        """Restore what `snapshot` returned on as many ranks, and what was written to that directory."""
         ...
 
 
@@ -121,17 +123,17 @@ class TorchEngine:
         """Return the state dict."""
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
 
-    def save(self, directory: Path) -> None:
-        """Write one file, on rank 0: every rank holds the same."""
-        if _rank() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            state = {"module": self.module.state_dict(), "masters": self.masters}
-            state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.last_epoch}
-            torch.save(state, directory / "torch_engine.pt")
+    def snapshot(self) -> Files:
+        """Return one file, on rank 0: every rank holds the same."""
+        if _rank() > 0:
+            return {}
+        state = {"module": self.module.state_dict(), "masters": self.masters}
+        state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.last_epoch}
+        return {"torch_engine.pt": copied(state)}
 
     def load(self, directory: Path) -> None:
         """Read the file on every rank."""
-        state = torch.load(directory / "torch_engine.pt", map_location="cpu", weights_only=True)
+        state = read(directory / "torch_engine.pt")
         self.module.load_state_dict(state["module"])
         with torch.no_grad():
             for master, saved in zip(self.masters, state["masters"], strict=True):
@@ -188,6 +190,8 @@ class DeepSpeedEngine:
             lr_scheduler=schedule,
             config=deepspeed_config(runtime, max_grad_norm, sum(weight.numel() for weight in weights)),
         )
+        self._host = HostMemory()
+        self._engine.checkpoint_engine = self._host
         self.module: nn.Module = self._engine.module
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
@@ -229,10 +233,12 @@ class DeepSpeedEngine:
                 full[name] = value.detach().cpu().clone()
         return full
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's shards."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(directory), tag="engine", save_latest=False)
+    def snapshot(self) -> Files:
+        """Return copies of this rank's shards, as DeepSpeed would write them."""
+        with tempfile.TemporaryDirectory(prefix="slingstone-") as directory:
+            self._engine.save_checkpoint(directory, tag="engine", save_latest=False)
+        files, self._host.files = self._host.files, {}
+        return {str(Path(path).relative_to(directory)): state for path, state in files.items()}
 
     def load(self, directory: Path) -> None:
         """Read this rank's shards."""

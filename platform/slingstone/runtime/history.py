@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slingstone.config import Experiment, flatten, load, to_yaml
-from slingstone.runtime.tracking import git_commit, lock_hash
+from slingstone.runtime.store import open_store
+from slingstone.runtime.tracking import git_commit, lock_hash, redacted
 
 MAY_CHANGE = (
     "training.num_images",
     "training.checkpoint_every_images",
     "training.grid_every_images",
     "training.keep_checkpoints",
+    "training.keep_best",
+    "recovery.",
     "runtime.threads_per_worker",
     "placement.",
     "rewards.lifecycle",
@@ -24,6 +28,40 @@ MAY_CHANGE = (
     "tracking.",
 )
 """Keys, or beginnings of keys, that do not change what a continued run computes."""
+
+
+def checkpoints(run: Experiment) -> str:
+    """Return where a run's checkpoints lie."""
+    return f"{(run.recovery.checkpoints or run.storage).rstrip('/')}/align/{run.name}/checkpoints"
+
+
+def newest(run: Experiment) -> str | None:
+    """Return the name of a run's newest checkpoint."""
+    return next(reversed(open_store(checkpoints(run)).names()), None)
+
+
+def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to continue with another configuration, where that would change what is computed.
+
+    Args:
+        where: names what would be continued.
+        before: flat dump of its configuration.
+        now: of the one that wants to continue it.
+
+    Raises:
+        ValueError: naming the keys that differ, and those that may.
+    """
+    differing = [
+        f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
+        raise ValueError(
+            f"{where} holds a run that differs in {', '.join(differing)}; give this run another name, or delete that;"
+            f" only these may change on the way: {may}"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +85,7 @@ class History:
         """Return the id of the MLflow run to continue, if there was one in the same store."""
         path = self.directory / "mlflow.json"
         saved = json.loads(path.read_text()) if path.is_file() else {}
-        return saved.get("run_id") if saved.get("uri") == uri else None
+        return saved.get("run_id") if saved.get("uri") == redacted(uri) else None
 
     def check(self, run: Experiment) -> None:
         """Refuse to continue a run of another configuration; forget one that has no checkpoint to continue from.
@@ -56,30 +94,26 @@ class History:
             ValueError: naming the keys that differ.
         """
         path = self.directory / "config.yaml"
-        if not any(self.directory.glob("checkpoint_*/")):
-            for name in ("config.yaml", "mlflow.json", "checkpoint_manager_snapshot.json"):
-                (self.directory / name).unlink(missing_ok=True)
-            for name in ("evaluation", "guard"):
-                shutil.rmtree(self.directory / name, ignore_errors=True)
-        if not path.is_file():
+        before = load(path) if path.is_file() else None
+        if newest(run) is not None:
+            if before is not None:
+                refuse_other(f"name = {run.name!r}: {self.directory}", flatten(before), flatten(run))
             return
-        before, now = flatten(load(path)), flatten(run)
-        differing = [
-            f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
-        ]
-        if differing:
+        if before is not None and newest(before) is not None:
             raise ValueError(
-                f"name = {run.name!r}: {self.directory} holds a run that differs in {', '.join(differing)};"
-                " give this run another name, or delete the directory"
+                f"recovery.checkpoints = {run.recovery.checkpoints!r}: those of {run.name!r} lie in"
+                f" {checkpoints(before)}; name that place, or move them to {checkpoints(run)}"
             )
+        for name in ("config.yaml", "mlflow.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        for name in ("evaluation", "guard"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def begin(self, run: Experiment, uri: str, run_id: str) -> None:
         """Write down what is about to run, from which sources."""
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "config.yaml").write_text(to_yaml(run))
-        (self.directory / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": run_id}))
+        (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
         sources = {"git_commit": git_commit(), "lock_sha256": lock_hash()}
         (self.directory / "sources.json").write_text(json.dumps(sources))
 

@@ -2,29 +2,30 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from slingstone.config import Experiment
 from slingstone.runtime import placement, preflight, rewards, tracking
 from slingstone.runtime.assignment import Assignment
-from slingstone.runtime.history import History
+from slingstone.runtime.failures import RunFailed, cause, is_mistake, surviving
+from slingstone.runtime.history import History, newest
+from slingstone.runtime.journal import Journal, journal_of
 from slingstone.runtime.progress import duration, final_table
 from slingstone.runtime.reservation import held_for_trainers
-
-
-class RunFailed(RuntimeError):
-    """A run that started and did not come to its end; the message is for the user."""
+from slingstone.runtime.stopping import told_to_stop
 
 
 def align(
@@ -32,6 +33,7 @@ def align(
     say: Callable[[str], None],
     parent: str | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
+    rank: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Align a generator on the cluster that this process has joined, or else joins; return what summary.json holds.
 
@@ -40,15 +42,20 @@ def align(
         say: shows a line to the user.
         parent: id of the MLflow run that this one is shown under, such as a sweep's.
         callbacks: told of every report of the workers.
+        rank: what every worker runs; by default `worker.align`.
 
     Raises:
         ValueError: what the user can mend, before anything is held.
         RunFailed: training did not come to its end; the run's directory holds the traceback.
+        SystemExit: SIGTERM came; the run is saved, and the same name continues it.
     """
     history = History(Path(run.storage) / "align" / run.name)
     history.check(run)
     if (done := history.summary) is not None and history.complete(run):
         say(f"{run.name} is complete: delete {history.directory} or give another name to start afresh")
+        journal = journal_of(history.directory, done["mlflow_run_id"])
+        if Journal(journal).undelivered()[0]:
+            tracking.Run(tracking.tracking_uri(run), done["mlflow_run_id"], journal, "spool").end("FINISHED")
         _conclude(done, history, say)
         return done
     if not ray.is_initialized():
@@ -62,16 +69,23 @@ def align(
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
         uri = tracking.tracking_uri(run)
         history.directory.mkdir(parents=True, exist_ok=True)
-        tracked = tracking.open_run(run, uri, history.directory, history.mlflow_run(uri), parent)
+        opened = tracking.open_run(run, uri, history.directory, history.mlflow_run(uri), parent)
+        # With the workers' journal, to deliver what they could not.
+        journal = journal_of(history.directory, opened.run_id)
+        tracked = tracking.Run(uri, opened.run_id, journal, run.tracking.on_failure)
         status = "FAILED"
         try:
             history.begin(run, uri, tracked.run_id)
-            with board(say) as shown:
-                assignment = Assignment(run, str(history.directory), uri, tracked.run_id, shown)
-                results = fit(run, _rank, {"assignment": assignment}, history.directory, callbacks)
+            with told_to_stop(say) as stop, board(say, stop) as shown:
+                config = {"assignment": Assignment(run, str(history.directory), uri, tracked.run_id, shown)}
+                attempt = partial(fit, run, rank or _rank, config, history.directory, callbacks)
+                results = surviving(attempt, partial(newest, run), run.recovery.max_failures, say)
+            if not results:
+                say(f"saved; the same command continues {run.name}")
+                raise SystemExit(128 + signal.SIGTERM)
             images = results.get("guard", {}).get("images", run.training.num_images)
             facts = {"name": run.name, "images": images, "mlflow_run_id": tracked.run_id}
-            facts |= {"mlflow_uri": uri, "seconds": round(time.monotonic() - start, 1)}
+            facts |= {"mlflow_uri": tracking.redacted(uri), "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
             tracked.artifact(history.directory / "config.yaml")
             status = "FINISHED"
@@ -79,7 +93,8 @@ def align(
             status = "KILLED"
             raise
         finally:
-            tracked.end(status)
+            if not tracked.end(status):
+                say(f"MLflow cannot be reached: numbers wait in {history.directory}, the same command delivers them")
     _conclude(results | facts, history, say)
     return results | facts
 
@@ -107,10 +122,20 @@ def connect(threads_per_worker: int) -> None:
 
 
 class _Board:
-    """An actor that carries lines from rank 0 to the driver: worker logs would reach it with prefixes, out of order."""
+    """An actor that carries lines from rank 0 to the driver, and the driver's wish to stop to rank 0.
+
+    Worker logs would reach the driver with prefixes, out of order.
+    """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._stopping = False
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
 
     def say(self, line: str) -> None:
         self._lines.append(line)
@@ -121,14 +146,16 @@ class _Board:
 
 
 @contextmanager
-def board(say: Callable[[str], None]) -> Iterator[Any]:
-    """Yield the handle of a board whose lines are shown by `say` in this process."""
+def board(say: Callable[[str], None], stop: threading.Event | None = None) -> Iterator[Any]:
+    """Yield the handle of a board whose lines `say` shows in this process, and that passes on the wish to stop."""
     shown: Any = ray.remote(num_cpus=0)(_Board).remote()
     over = threading.Event()
 
     def show() -> None:
         while True:
             last = over.wait(0.5)
+            if stop is not None and stop.is_set():
+                shown.stop.remote()
             for line in ray.get(shown.take.remote()):
                 say(line)
             if last:
@@ -173,7 +200,6 @@ def fit(
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=str(directory.parent),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=run.training.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
             worker_runtime_env={"env_vars": accelerator},
             callbacks=[*callbacks],
@@ -184,18 +210,9 @@ def fit(
     except TrainingFailedError as error:
         log = directory / "error.txt"
         log.write_text(str(error))
-        raise RunFailed(f"training failed: {_cause(error)}\n  traceback: {log}") from error
+        raise RunFailed(f"training failed: {cause(error)}\n  traceback: {log}", is_mistake(error)) from error
     assert results is not None
     return results
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """Return what the first rank to fail said, in a line."""
-    said = str(next(iter(error.worker_failures.values()))) if isinstance(error, WorkerGroupError) else str(error)
-    lines = said.strip().splitlines() or [type(error).__name__]
-    if lines[0].endswith(":") and len(lines) > 1 and not lines[0].startswith("Traceback"):
-        return " ".join(lines[:2])  # Ray's controller says what only after a colon
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _conclude(summary: dict[str, Any], history: History, say: Callable[[str], None]) -> None:

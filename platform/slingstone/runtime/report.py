@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from PIL.Image import Image
 from torch import nn
@@ -15,6 +16,7 @@ from slingstone.config import Experiment
 from slingstone.guard import Decision
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.card import Provenance, model_card
+from slingstone.runtime.journal import journal_of
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
 from slingstone.runtime.registry import known, publish, register
@@ -29,7 +31,13 @@ class Reporter:
         self._quiet = rank > 0
         self._experiment = assignment.experiment
         self._directory = Path(assignment.directory)
-        self._run = Run(assignment.mlflow_uri, assignment.mlflow_run_id)
+        self._run = Run(
+            assignment.mlflow_uri,
+            assignment.mlflow_run_id,
+            journal_of(self._directory, assignment.mlflow_run_id),
+            assignment.experiment.tracking.on_failure,
+        )
+        self._asked: Any = None
         if not self._quiet and assignment.experiment.tracking.system_metrics:
             self._run.watch_system()
         self._progress = Progress(self.say, assignment.experiment.training.num_images)
@@ -44,6 +52,28 @@ class Reporter:
         if not self._quiet:
             self._progress.step(metrics, images, num_images)
             self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
+
+    def stopping(self) -> bool:
+        """Return whether the driver was told to stop; it answers by the next call, so that no step waits for it."""
+        if self._quiet:
+            return False
+        self._asked = self._asked or self._board.stopping.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return False
+        answer: Any = ray.get(self._asked)
+        self._asked = None
+        return answer
+
+    def saved(self, waited_s: float, images: int) -> None:
+        """Take note of a checkpoint for which training stood still so long."""
+        if not self._quiet:
+            self._run.metrics({"seconds/checkpoint_wait": waited_s}, images)
+
+    def went_back(self, reason: str, images: int) -> None:
+        """Take note of a return to an earlier position."""
+        if not self._quiet:
+            self.say(f"{reason}: back to {images} images, on with other noise")
+            self._run.journal.go_back(images)
 
     def found(self, label: str, summary: Mapping[str, Any], images: int) -> None:
         """Take note of an evaluation: `init`, `training` for the short ones on the way, `aligned`, the rival's."""
@@ -80,7 +110,8 @@ class Reporter:
             )
             (exported / "README.md").write_text(model_card(run, of), encoding="utf-8")
             self._upload(exported, results["aligned"], initial=False)
-            self._run.flush()
+            if not self._run.flush():
+                self.say(f"MLflow cannot be reached: its numbers wait in {self._directory}")
 
     def started(self, measure: Measure, generator: nn.Module, found: Mapping[str, Any]) -> None:
         """Register the initial generator, if there is a registry that does not have it yet."""

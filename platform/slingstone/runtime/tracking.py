@@ -5,12 +5,15 @@ import json
 import math
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from slingstone.config import Experiment, Tracking, flatten
+from slingstone.runtime.journal import Buffer, Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,14 +28,27 @@ FLUSH_AFTER_S = 5.0
 class Run:
     """One MLflow run, by its id; usable from any process. The step axis counts images.
 
-    Metrics are buffered for a few seconds: a database write a training step would be paid by every step.
+    Metrics go to a journal, which a thread delivers every few seconds: a training step waits for no server, and a
+    server that is away costs no number.
+
+    Args:
+        uri: tracking URI.
+        run_id: of the run.
+        journal: file that keeps the numbers until they are delivered; None keeps them in memory.
+        on_failure: what a server that is away costs: `stop` raises at the next delivery.
     """
 
-    def __init__(self, uri: str, run_id: str) -> None:
+    def __init__(self, uri: str, run_id: str, journal: Path | None = None, on_failure: str = "stop") -> None:
         self.uri = uri
         self.run_id = run_id
+        self._journal_path = journal
+        self._journal: Journal | Buffer | None = None
+        self._spools = on_failure == "spool"
         self._client: MlflowClient | None = None
-        self._buffer: list[tuple[str, float, int, int]] = []
+        self._uploads: list[tuple[Path, str]] = []
+        self._delivering: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._lock = threading.Lock()
         self._flushed = time.monotonic()
 
     @property
@@ -42,28 +58,43 @@ class Run:
             self._client = _client(self.uri)
         return self._client
 
+    @property
+    def journal(self) -> Journal | Buffer:
+        """The journal; read when the first number comes."""
+        if self._journal is None:
+            self._journal = Buffer() if self._journal_path is None else Journal(self._journal_path)
+        return self._journal
+
     def metrics(self, values: Mapping[str, float], images: int) -> None:
-        """Record numbers at a position; what is not finite has no place in a chart and is left out."""
-        now = int(time.time() * 1000)
-        self._buffer += [(name, value, now, images) for name, value in values.items() if math.isfinite(value)]
+        """Record numbers at a position; what is not finite has no place in a chart and is left out.
+
+        Raises:
+            Exception: MLflow's, if a delivery failed and this is to stop the run.
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.journal.record(finite, images, int(time.time() * 1000))
         if time.monotonic() - self._flushed > FLUSH_AFTER_S:
-            self.flush()
+            self._flushed = time.monotonic()
+            self._raise_failure()
+            if self._delivering is None or not self._delivering.is_alive():
+                self._delivering = threading.Thread(target=self._try_to_deliver, daemon=True)
+                self._delivering.start()
 
-    def flush(self) -> None:
-        """Send what is buffered."""
-        if self._buffer:
-            from mlflow.entities import Metric
+    def flush(self) -> bool:
+        """Send what waits, and return whether it arrived.
 
-            waiting, self._buffer = self._buffer, []
-            for start in range(0, len(waiting), METRICS_A_BATCH):
-                batch = [Metric(*entry) for entry in waiting[start : start + METRICS_A_BATCH]]
-                self.client.log_batch(self.run_id, metrics=batch)
-        self._flushed = time.monotonic()
+        Raises:
+            Exception: MLflow's, if a delivery failed and this is to stop the run.
+        """
+        self._try_to_deliver()
+        self._raise_failure()
+        return self._failure is None
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Upload a file, or a directory with all it holds."""
-        upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        upload(self.run_id, str(path), folder or None)
+        """Upload a file, or a directory with all it holds, once the server is there."""
+        with self._lock:
+            self._uploads.append((path, folder))
+        self.flush()
 
     def picture(self, picture: "Image", key: str, images: int) -> None:
         """Record a picture at a position, where the UI lays the runs' pictures side by side."""
@@ -82,10 +113,43 @@ class Run:
         """Set a tag."""
         self.client.set_tag(self.run_id, name, value)
 
-    def end(self, status: str) -> None:
-        """Flush and close the run as FINISHED, FAILED or KILLED."""
-        self.flush()
-        self.client.set_terminated(self.run_id, status)
+    def end(self, status: str) -> bool:
+        """Flush and close the run as FINISHED, FAILED or KILLED; return whether the server heard it."""
+        try:
+            arrived = self.flush()
+            self.client.set_terminated(self.run_id, status)
+        except Exception:  # of whatever transport the URI means
+            if not self._spools:
+                raise
+            return False
+        return arrived
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None and not self._spools:
+            raise self._failure
+
+    def _try_to_deliver(self) -> None:
+        try:
+            with self._lock:
+                self._deliver()
+            self._failure = None
+        except Exception as error:  # of whatever transport the URI means
+            self._failure = error
+
+    def _deliver(self) -> None:
+        from mlflow.entities import Metric
+
+        waiting, mark = self.journal.undelivered()
+        for start in range(0, len(waiting), METRICS_A_BATCH):
+            batch = [Metric(*point) for point in waiting[start : start + METRICS_A_BATCH]]
+            self.client.log_batch(self.run_id, metrics=batch)
+        if waiting:
+            self.journal.deliver(mark)
+        while self._uploads:
+            path, folder = self._uploads[0]
+            upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            upload(self.run_id, str(path), folder or None)
+            self._uploads.pop(0)
 
 
 def open_run(
@@ -164,6 +228,14 @@ def tracking_uri_of(settings: Tracking, storage: str) -> str:
     return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
+def redacted(uri: str) -> str:
+    """Return a URI without the credentials that it may carry: for whatever is written down or shown."""
+    parts = urlsplit(uri)
+    if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
+        return uri
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def git_commit() -> str:
     """Return the commit of this source; a submitted job, which has no .git, is told by its submitter."""
     if told := os.environ.get("SLINGSTONE_GIT_COMMIT"):
@@ -189,6 +261,9 @@ def _client(uri: str) -> "MlflowClient":
     import logging
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The journal tries again for as long as it takes; within one try, MLflow's own minutes would only stand in the way.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
 
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db"):

@@ -1,20 +1,38 @@
 """The guard at work on every rank: the decisions of `slingstone.guard`, carried out alike by all."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch import nn
 
 from slingstone.config import Guard
-from slingstone.guard import Decision, Seen, better, decide
-from slingstone.runtime.checkpoint import Facts, State
+from slingstone.guard import Decision, Seen, decide
+from slingstone.runtime.checkpoint import Facts
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.report import numbers
+
+
+class Kept(Protocol):
+    """Where the training state of the best evaluation is kept, as `saving.Checkpoints` does; all are collectives."""
+
+    def save(self, facts: Facts) -> None:
+        """Begin to keep the present state."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until it is kept."""
+        ...
+
+    def newest(self) -> str | None:
+        """Return the name of the newest state."""
+        ...
+
+    def restore_from(self, name: str) -> Facts:
+        """Return to it."""
+        ...
 
 
 class Watch:
@@ -22,14 +40,16 @@ class Watch:
 
     Args:
         guard: the rules; without any, nothing here does anything.
-        directory: of the run, which all nodes see; `guard/` under it holds what was seen, and the best state.
-        state: what is kept and restored.
+        directory: of the guard, which all nodes see; it holds what was seen.
+        best: keeps one state, apart from the run's own checkpoints.
+        rank: of this process.
     """
 
-    def __init__(self, guard: Guard, directory: Path, state: State) -> None:
+    def __init__(self, guard: Guard, directory: Path, best: Kept, rank: int) -> None:
         self._guard = guard
-        self._directory = directory / "guard"
-        self._state = state
+        self._directory = directory
+        self._kept = best
+        self._rank = rank
         self._history: list[Seen] = []
         self._best: Seen | None = None
         self._last = Decision("go_on", 0)
@@ -39,12 +59,10 @@ class Watch:
         if not self._guard.rules:
             return
         initial = Seen(0, numbers(measure.initial_short(generator)))
-        before = [seen for seen in self._read() if 0 < seen.images <= facts.images]
-        self._history = [initial, *before]
-        kept = [Seen(**json.loads((path / "seen.json").read_text())) for path in self._kept()]
-        for seen in kept:
-            if self._best is None or better(self._guard.best, seen, self._best):
-                self._best = seen
+        before = [initial, *(seen for seen in self._read() if seen.images > 0)]
+        kept = self._kept.newest()
+        self._best = next((seen for seen in before if kept is not None and seen.images == int(kept)), None)
+        self._history = [seen for seen in before if seen.images <= facts.images]
         if facts.images == 0 and self._best is None:
             self._carry_out(decide(self._guard, self._history), facts)
         dist.barrier()  # before rank 0 writes again what all have read
@@ -58,7 +76,7 @@ class Watch:
         decided = [decide(self._guard, self._history, self._best)]
         dist.broadcast_object_list(decided)
         self._last = decided[0]
-        if self._state.rank == 0:
+        if self._rank == 0:
             self._write()
         self._carry_out(self._last, facts)
         return self._last
@@ -66,8 +84,10 @@ class Watch:
     def finish(self) -> None:
         """Restore the best state, if that was the decision; a collective."""
         if self._last.action == "roll_back":
-            assert self._last.best is not None
-            self._state.restore(self._path(self._last.best))
+            name = self._kept.newest()
+            assert name is not None
+            assert int(name) == self._last.best
+            self._kept.restore_from(name)
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -82,27 +102,8 @@ class Watch:
         if not decision.keep:
             return
         self._best = self._history[-1]
-        target, partial = self._path(decision.images), self._directory / "partial"
-        if self._state.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            (partial / "seen.json").write_text(json.dumps(asdict(self._best)))
-        dist.barrier()
-        self._state.save(partial, facts)
-        dist.barrier()
-        if self._state.rank == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            for path in self._kept():
-                if path != target:
-                    shutil.rmtree(path)
-        dist.barrier()
-
-    def _path(self, images: int) -> Path:
-        return self._directory / f"best_{images:09}"
-
-    def _kept(self) -> Iterator[Path]:
-        yield from sorted(self._directory.glob("best_*"))
+        self._kept.save(facts)
+        self._kept.finish()
 
     def _read(self) -> list[Seen]:
         path = self._directory / "history.json"

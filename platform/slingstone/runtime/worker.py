@@ -1,6 +1,6 @@
 """What each Ray Train worker runs: restore, train, measure, save, export."""
 
-import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from slingstone.config import Experiment, flatten
 from slingstone.runtime.assembly import Parts, assemble
 from slingstone.runtime.assignment import Assignment
 from slingstone.runtime.checkpoint import Facts, averaged_weights
+from slingstone.runtime.history import checkpoints
 from slingstone.runtime.report import Reporter, numbers
+from slingstone.runtime.safeguard import Safeguard
+from slingstone.runtime.saving import Checkpoints
+from slingstone.runtime.store import open_store
 from slingstone.runtime.watch import Watch
 
 
 def align(config: dict[str, Any]) -> dict[str, Any]:
-    """Run one rank of an alignment to its end; return the evaluations in summary.json's layout."""
+    """Run one rank of an alignment; return the evaluations in summary.json's layout, or nothing if told to stop."""
     assignment: Assignment = config["assignment"]
     run, context = assignment.experiment, ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -29,25 +33,41 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
     reporter.say("loading checkpoints")
     parts = assemble(assignment, rank, world, ray.train.torch.get_device())
     facts = partial(Facts, num_workers=world, mlflow_run_id=assignment.mlflow_run_id, config=flatten(run))
-    _restore(parts, reporter)
+    saved = Checkpoints(parts.state, open_store(checkpoints(run)), run, reporter.say)
+    safeguard = Safeguard(parts.trainer, saved, run, reporter.went_back)
+    if (resumed := saved.restore()) is not None:
+        safeguard.resumed(resumed)
+        reporter.say(f"resumed at {resumed.images} images")
     results = {"init": parts.measure.initial(parts.averaged)}
-    reporter.found("init", results["init"], parts.trainer.images)
+    reporter.found("init", results["init"], 0)
     reporter.started(parts.measure, parts.averaged, results["init"])
-    watch = Watch(run.guard, Path(assignment.directory), parts.state)
+    guard = Path(assignment.directory) / "guard"
+    best = Checkpoints(parts.state, open_store(str(guard / "best")), run, reporter.say, keep=1)
+    watch = Watch(run.guard, guard, best, rank)
     watch.begin(parts.measure, parts.averaged, facts(parts.trainer.images))
     while parts.trainer.images < run.training.num_images:
-        before = parts.trainer.images
-        reporter.step(mean_over_ranks(parts.trainer.step()), parts.trainer.images, parts.trainer.images - before)
-        if _crossed(run.training.grid_every_images, before, parts.trainer.images):
+        before, found = parts.trainer.images, None
+        if (metrics := safeguard.step()) is None:
+            continue
+        images = parts.trainer.images
+        reporter.step(mean_over_ranks(metrics), images, images - before)
+        saved.advance()
+        stopping = _any_rank(reporter.stopping())
+        if _crossed(run.training.grid_every_images, before, images):
             _average(parts)
             found = parts.measure.short(parts.averaged)
-            reporter.found("training", found, parts.trainer.images)
-            ray.train.report({"images": parts.trainer.images, **numbers(found)})
-            reporter.grid(parts.measure, parts.averaged, parts.trainer.images)
-            if reporter.guarded(watch.judge(found, facts(parts.trainer.images))).ends:
+            reporter.found("training", found, images)
+            ray.train.report({"images": images, **numbers(found)})
+            reporter.grid(parts.measure, parts.averaged, images)
+            if reporter.guarded(watch.judge(found, facts(images))).ends:
                 break
-        if _crossed(run.training.checkpoint_every_images, before, parts.trainer.images) or _ended(run, parts):
-            _save(parts, facts(parts.trainer.images))
+        ended = images >= run.training.num_images
+        if _crossed(run.training.checkpoint_every_images, before, images) or ended or stopping:
+            saved.save(facts(images, score=_score(run, found), rollbacks=safeguard.rollbacks))
+            reporter.saved(saved.waited_s, images)
+        if stopping and not ended:
+            saved.finish()
+            return {}
     watch.finish()
     _average(parts)
     results["aligned"] = parts.measure.aligned(parts.averaged)
@@ -57,6 +77,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         reporter.say(f"sampling the reference in {run.evaluation.reference.steps} steps")
         results[rival] = parts.measure.reference(rival)
         reporter.found(rival, results[rival], parts.trainer.images)
+    saved.finish()
     reporter.finish(parts.measure, parts.averaged, results)
     return results | watch.outcome
 
@@ -77,25 +98,25 @@ def _crossed(every: int, before: int, after: int) -> bool:
     return before // every < after // every
 
 
-def _ended(run: Experiment, parts: Parts) -> bool:
-    return parts.trainer.images >= run.training.num_images
+def _any_rank(flag: bool) -> bool:
+    total = torch.tensor(float(flag))
+    dist.all_reduce(total)
+    return bool(total)
+
+
+def _score(run: Experiment, found: Mapping[str, Any] | None) -> float | None:
+    """Return the number by which the best checkpoint is kept."""
+    name = run.training.keep_best
+    if name is None or found is None:
+        return None
+    known = numbers(found)
+    if name not in known:
+        raise ValueError(
+            f"training.keep_best = {name!r}: evaluations find {', '.join(sorted(known))}; name one of them"
+        )
+    return known[name]
 
 
 def _average(parts: Parts) -> None:
     weights = averaged_weights(parts.trainer, parts.state.engines["generator"])
     parts.averaged.load_state_dict(weights, strict=False)
-
-
-def _restore(parts: Parts, reporter: Reporter) -> None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            facts = parts.state.restore(Path(directory))
-        reporter.say(f"resumed at {facts.images} images")
-
-
-def _save(parts: Parts, facts: Facts) -> None:
-    with tempfile.TemporaryDirectory() as directory:  # one a rank: Ray merges them
-        parts.state.save(Path(directory), facts)
-        checkpoint = ray.train.Checkpoint.from_directory(directory)
-        ray.train.report({"images": facts.images}, checkpoint=checkpoint)

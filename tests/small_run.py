@@ -1,0 +1,87 @@
+"""A whole training state in one process, without a cluster: three numbers a picture, the runtime's own engines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from slingstone.config import Experiment, Optimizer, Runtime, flatten, load
+from slingstone.data import PromptSampler
+from slingstone.panel import RewardPanel, RunningScale
+from slingstone.runtime.checkpoint import Facts, State
+from slingstone.runtime.engine import build_engine
+from slingstone.runtime.saving import Checkpoints
+from slingstone.runtime.store import open_store
+from slingstone.trainer import StepSettings, Timesteps, Trainer
+from tests.trainer.conftest import LEVELS, linear_reward, make_world
+
+ROOT = Path(__file__).resolve().parents[1]
+ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
+BATCH = 8
+BASE = ("name=small", "training.batch_size=8", "training.num_images=800", "training.warmup_images=0")
+
+
+@dataclass
+class Small:
+    """A run of a few weights: its trainer, and its checkpoints under a directory."""
+
+    run: Experiment
+    trainer: Trainer
+    state: State
+    saved: Checkpoints
+    said: list[str]
+
+    def steps(self, count: int) -> list[dict[str, float]]:
+        """Take steps; return their metrics without the times."""
+        kept = []
+        for _ in range(count):
+            metrics = self.trainer.step()
+            self.saved.advance()
+            kept.append({name: value for name, value in metrics.items() if not name.startswith("seconds/")})
+        return kept
+
+    def save(self, score: float | None = None) -> str:
+        """Save, wait until it is published, and return the checkpoint's name."""
+        facts = Facts(self.trainer.images, self.state.prompts.world, "mlflow", flatten(self.run), score)
+        self.saved.save(facts)
+        self.saved.finish()
+        return facts.name
+
+    def everything(self) -> dict[str, torch.Tensor]:
+        """Return all weights and the average, copied."""
+        engines = self.state.engines.items()
+        weights = {f"{name}.{key}": value for name, engine in engines for key, value in engine.full_weights().items()}
+        return weights | {f"ema.{key}": value.clone() for key, value in self.trainer.ema.shadow.items()}
+
+
+def small(
+    root: Path | str, overrides: Sequence[str] = (), runtime: Runtime | None = None, rank: int = 0, world: int = 1
+) -> Small:
+    """Build the run on one rank; its checkpoints lie under `root`, a path or a URI."""
+    run = load(ROOT / "configs" / "align" / "scenes.yaml", [*BASE, *overrides])
+    made = make_world()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in made.generator.parameters():
+            weight.add_(0.3)  # off the optimum, so that there is something to learn
+    runtime = runtime or Runtime(engine="torch")
+    generator = build_engine(made.generator, ADAM, runtime, 1.0)
+    assistant = build_engine(made.assistant, ADAM, runtime, 1.0)
+    prompts = PromptSampler(["a", "bb", "ccc", "dddd", "eeeee"], BATCH, rank, world)
+    levels = Timesteps(0, LEVELS - 1)
+    settings = StepSettings(BATCH // world, levels, levels, world, reward_weight=0.1, ema_half_life_images=32.0)
+    term = replace(linear_reward("slope", torch.tensor([1.0, 0.5, -1.0])), scale=RunningScale(40.0))
+    trainer = Trainer(
+        family=made.build().family,
+        generator=generator,
+        assistant=assistant,
+        rewards=RewardPanel([term]),
+        prompts=prompts,
+        settings=settings,
+        rng=torch.Generator().manual_seed(7 + rank),
+        generator_parameters=generator.named_parameters,
+    )
+    state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
+    said: list[str] = []
+    return Small(run, trainer, state, Checkpoints(state, open_store(str(root)), run, said.append), said)
