@@ -1,13 +1,18 @@
 """The guard in a whole run on a local cluster."""
 
 import json
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from slingstone.config import ConfigError, load
+from slingstone.config import ConfigError, Guard, load
 from slingstone.runtime import launch
+from slingstone.runtime.checkpoint import Facts
+from slingstone.runtime.watch import Watch
 
 # Broken by any change of the score, in either direction; the initial generator alone is sound.
 UNCHANGED = "{metric: rewards/pickscore, below: 0, above: 0, relative: difference, patience: 2, action: roll_back}"
@@ -27,6 +32,66 @@ WATCHED = (f"guard.rules=[{UNCHANGED}]", "guard.best={metric: rewards/hps}")
 def test_a_guard_that_could_not_work_is_refused(write_run, guard, said):
     with pytest.raises(ConfigError, match=said):
         load(write_run(), [f"guard={guard}"])
+
+
+@dataclass
+class FakeState:
+    """Writes the images that it stands for, a file a rank, as a real state writes its shard."""
+
+    rank: int
+    restored: list[str] = field(default_factory=list)
+
+    def save(self, directory: Path, facts: Facts) -> None:
+        (directory / f"rank_{self.rank}").write_text(str(facts.images))
+
+    def restore(self, directory: Path) -> None:
+        self.restored.append((directory / f"rank_{self.rank}").read_text())
+
+
+class FakeMeasure:
+    """Knows the initial generator's numbers."""
+
+    def initial_short(self, generator: object) -> dict:
+        return {"rewards": {"held": 0.5}, "diversity": 0.2}
+
+
+def watched(rank: int, store: str, directory: Path, result: Path) -> None:
+    """Watch a run on one of two ranks, interrupted after its third evaluation; rank 1 sees numbers of its own."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    rule = {"metric": "diversity", "below": 0.5, "patience": 2, "action": "roll_back"}
+    guard = Guard.model_validate({"rules": [rule], "best": {"metric": "rewards/held"}})
+
+    def facts(images: int) -> Facts:
+        return Facts(images, 2, "", {})
+
+    def see(watch: Watch, images: int, held: float, diversity: float) -> str:
+        seen = diversity if rank == 0 else 0.2
+        return watch.judge({"rewards": {"held": held}, "diversity": seen}, facts(images)).action
+
+    state = FakeState(rank)
+    first = Watch(guard, directory, state)
+    first.begin(FakeMeasure(), None, facts(0))
+    actions = [see(first, 10, 0.6, 0.2), see(first, 20, 0.7, 0.2), see(first, 30, 0.9, 0.05)]
+    again = Watch(guard, directory, state)  # from a checkpoint at 20 images
+    again.begin(FakeMeasure(), None, facts(20))
+    actions += [see(again, 30, 0.9, 0.05), see(again, 40, 0.95, 0.05)]
+    again.finish()
+    found = {"actions": actions, "restored": state.restored, "guard": again.outcome["guard"]["best_images"]}
+    (result / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_obey_the_same_decision_and_restore_the_best_state_also_after_a_restart(tmp_path):
+    run, result = tmp_path / "run", tmp_path / "result"
+    result.mkdir()
+    arguments = (str(tmp_path / "store"), run, result)
+    torch.multiprocessing.spawn(watched, arguments, nprocs=2)
+    for rank in (0, 1):
+        found = json.loads((result / f"{rank}.json").read_text())
+        assert found["actions"] == ["go_on", "go_on", "go_on", "go_on", "roll_back"], "patience counts from before"
+        assert found["restored"] == ["20"], "the best that broke no rule, though 40 images scored higher"
+        assert found["guard"] == 20
+    assert [path.name for path in (run / "guard").glob("best_*")] == ["best_000000020"]
 
 
 @pytest.mark.ray
