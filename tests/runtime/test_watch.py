@@ -35,17 +35,24 @@ def test_a_guard_that_could_not_work_is_refused(write_run, guard, said):
 
 
 @dataclass
-class FakeState:
-    """Writes the images that it stands for, a file a rank, as a real state writes its shard."""
+class FakeKept:
+    """Keeps the images that a state stands for, a file a rank, as real checkpoints keep its shards."""
 
-    rank: int
+    file: Path
     restored: list[str] = field(default_factory=list)
 
-    def save(self, directory: Path, facts: Facts) -> None:
-        (directory / f"rank_{self.rank}").write_text(str(facts.images))
+    def save(self, facts: Facts) -> None:
+        self.file.write_text(facts.name)
 
-    def restore(self, directory: Path) -> None:
-        self.restored.append((directory / f"rank_{self.rank}").read_text())
+    def finish(self) -> None:
+        dist.barrier()
+
+    def newest(self) -> str | None:
+        return self.file.read_text() if self.file.is_file() else None
+
+    def restore_from(self, name: str) -> Facts:
+        self.restored.append(name)
+        return Facts(int(name), 2, "", {})
 
 
 class FakeMeasure:
@@ -68,15 +75,15 @@ def watched(rank: int, store: str, directory: Path, result: Path) -> None:
         seen = diversity if rank == 0 else 0.2
         return watch.judge({"rewards": {"held": held}, "diversity": seen}, facts(images)).action
 
-    state = FakeState(rank)
-    first = Watch(guard, directory, state)
+    kept = FakeKept(result / f"kept_{rank}")
+    first = Watch(guard, directory, kept, rank)
     first.begin(FakeMeasure(), None, facts(0))
     actions = [see(first, 10, 0.6, 0.2), see(first, 20, 0.7, 0.2), see(first, 30, 0.9, 0.05)]
-    again = Watch(guard, directory, state)  # from a checkpoint at 20 images
+    again = Watch(guard, directory, kept, rank)  # from a checkpoint at 20 images
     again.begin(FakeMeasure(), None, facts(20))
     actions += [see(again, 30, 0.9, 0.05), see(again, 40, 0.95, 0.05)]
     again.finish()
-    found = {"actions": actions, "restored": state.restored, "guard": again.outcome["guard"]["best_images"]}
+    found = {"actions": actions, "restored": kept.restored, "guard": again.outcome["guard"]["best_images"]}
     (result / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -89,9 +96,8 @@ def test_two_ranks_obey_the_same_decision_and_restore_the_best_state_also_after_
     for rank in (0, 1):
         found = json.loads((result / f"{rank}.json").read_text())
         assert found["actions"] == ["go_on", "go_on", "go_on", "go_on", "roll_back"], "patience counts from before"
-        assert found["restored"] == ["20"], "the best that broke no rule, though 40 images scored higher"
+        assert found["restored"] == ["000000000020"], "the best that broke no rule, though 40 images scored higher"
         assert found["guard"] == 20
-    assert [path.name for path in (run / "guard").glob("best_*")] == ["best_000000020"]
 
 
 @pytest.mark.ray
@@ -118,7 +124,7 @@ def test_a_run_that_breaks_its_rules_ends_everywhere_at_once_with_the_weights_of
     assert summary["aligned"]["rewards"] == summary["init"]["rewards"]
     seen = json.loads((directory / "guard" / "history.json").read_text())
     assert [entry["images"] for entry in seen] == [0, 16, 32]
-    assert [path.name for path in (directory / "guard").glob("best_*")] == ["best_000000000"]
+    assert [path.name for path in (directory / "guard" / "best").iterdir()] == ["000000000000"]
 
     assert launch.align(run, said.append) == summary
     assert "micro is complete: delete" in "\n".join(said)
