@@ -11,6 +11,7 @@ from slingstone.config import Runtime
 from slingstone.ema import ExponentialMovingAverage
 from slingstone.networks.adapters import Adapter, add_adapter, cast_frozen, sharing_copy, trained_part
 from slingstone.runtime.engine import ShardedEngine, build_engine
+from slingstone.runtime.shards import write
 from tests.runtime.ranks import ADAM, CLIP, alternate, network
 
 LORA = Adapter(rank=2, alpha=4.0, target_modules=("0", "2", "4"))
@@ -41,7 +42,7 @@ def measure(directory: Path, runtime: Runtime) -> dict[str, object]:
     generator, assistant = _engines(adapted, runtime)
     losses = alternate(generator, assistant, range(3))
     for name, engine in (("generator", generator), ("assistant", assistant)):
-        engine.save(directory / name)
+        write(engine.snapshot(), directory / name)
     dist.barrier()
     losses += alternate(generator, assistant, range(3, 5))
 

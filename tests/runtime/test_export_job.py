@@ -19,8 +19,10 @@ from slingstone.networks.sampling import one_step_sampler
 from slingstone.runtime import hub
 from slingstone.runtime.assembly import assemble
 from slingstone.runtime.assignment import Assignment
-from slingstone.runtime.checkpoint import Facts, averaged_weights
+from slingstone.runtime.checkpoint import Facts, as_manifest, averaged_weights
 from slingstone.runtime.history import History
+from slingstone.runtime.shards import write
+from slingstone.runtime.store import open_store
 from tests import tiny_sdxl
 
 PROMPTS = ["a red disc", "a white ring"]
@@ -49,7 +51,10 @@ def trained(run: Experiment) -> tuple[Path, dict[str, torch.Tensor]]:
     parts = assemble(Assignment(run, str(directory), "nowhere", "0", None), 0, 1, torch.device("cpu"))
     for _ in range(2):
         parts.trainer.step()
-    parts.state.save(directory / "checkpoint_000001", Facts(parts.trainer.images, 1, "0", {}))
+    facts, store = Facts(parts.trainer.images, 1, "0", {}), open_store(str(directory / "checkpoints"))
+    with store.part(facts.name) as part:
+        files = write(parts.state.snapshot(), part)
+    store.publish(facts.name, as_manifest(facts, files).to_json())
     family, pictures = parts.trainer.family, {}
     generator = parts.state.engines["generator"]
     for kind, weights in (("ema", averaged_weights(parts.trainer, generator)), ("raw", generator.full_weights())):
@@ -97,8 +102,8 @@ def test_a_run_or_checkpoint_that_is_not_there_is_named(
     run = micro(*PLAIN)
     directory = Path(run.storage) / "align" / run.name
     History(directory).begin(run, "nowhere", "0")
-    assert call(monkeypatch, directory, tmp_path / "out", "--checkpoint", "checkpoint_9") == 1
-    assert "has no checkpoint checkpoint_9; there is none" in capsys.readouterr().err
+    assert call(monkeypatch, directory, tmp_path / "out", "--checkpoint", "9") == 1
+    assert "has no checkpoint 9; there is none" in capsys.readouterr().err
 
 
 def test_onnx_of_generator_and_decoder_draws_torchs_picture(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from slingstone.config import Optimizer, Runtime
 from slingstone.runtime.engine import build_engine
+from slingstone.runtime.shards import write
 
 WIDTH, LAYERS = 256, 4
 WEIGHTS = LAYERS * WIDTH**2
@@ -95,6 +96,6 @@ def _step(directory: Path, runtime: Runtime, sent: Counter) -> dict[str, int]:
     step()
     found = dict(sent)
     for name, engine in (("generator", generator), ("assistant", assistant)):
-        engine.save(directory / name)
+        write(engine.snapshot(), directory / name)
     dist.barrier()
     return found | {"checkpoint": sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())}

@@ -1,7 +1,7 @@
 """From any checkpoint of a run to a directory that diffusers loads, with its model card; ONNX and the hub if asked."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,11 @@ from slingstone.networks.onnx_file import OnnxCheck, write_onnx
 from slingstone.networks.protocol import ModelFamily
 from slingstone.runtime.assembly import load_family
 from slingstone.runtime.card import Provenance, model_card
+from slingstone.runtime.checkpoint import facts_of
+from slingstone.runtime.history import checkpoints
+from slingstone.runtime.manifest import Manifest
 from slingstone.runtime.saved_weights import Weights, saved_weights
+from slingstone.runtime.store import open_store
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,16 +51,21 @@ def export(asked: Request, say: Callable[[str], None]) -> ModelFamily:
         ValueError: naming what is missing in the run's directory.
     """
     run = _run_of(asked.directory)
-    checkpoint = chosen_checkpoint(asked.directory, asked.checkpoint)
-    say(f"exporting {asked.weights} weights of {checkpoint}")
+    store = open_store(checkpoints(run.model_copy(update={"storage": str(asked.directory.absolute().parents[1])})))
+    name = chosen_checkpoint(asked.directory, store.names(), asked.checkpoint)
+    say(f"exporting {asked.weights} weights of checkpoint {name}")
     # In fp32 whatever the run's precision was: the file's precision is asked for apart.
     family = load_family(run.model_copy(update={"runtime": run.runtime.model_copy(update={"precision": "fp32"})}), CPU)
     shapes = {name: weight.shape for name, weight in family.generator.named_parameters() if weight.requires_grad}
-    family.generator.load_state_dict(saved_weights(checkpoint, asked.weights, shapes), strict=False)
+    with store.opened(name) as checkpoint:
+        manifest = Manifest.from_json(store.manifest(name), name)
+        manifest.check(checkpoint, sorted(manifest.files))
+        weights = saved_weights(checkpoint, asked.weights, shapes)
+    family.generator.load_state_dict(weights, strict=False)
     family.generator.requires_grad_(False).eval()
     family.pipeline.save(family.generator, asked.target, DTYPES[asked.precision])
-    images = json.loads((checkpoint / "run.json").read_text())["images"]
-    (asked.target / "README.md").write_text(model_card(run, _provenance(asked, images)), encoding="utf-8")
+    card = model_card(run, _provenance(asked, facts_of(manifest, name).images))
+    (asked.target / "README.md").write_text(card, encoding="utf-8")
     if asked.onnx:
         check: OnnxCheck = write_onnx(family, asked.target / "onnx")
         say(f"ONNX differs from torch by {check.difference:.1e} at most")
@@ -64,19 +73,17 @@ def export(asked: Request, say: Callable[[str], None]) -> ModelFamily:
     return family
 
 
-def chosen_checkpoint(directory: Path, name: str | None) -> Path:
-    """Return the named checkpoint of a run, or its latest.
+def chosen_checkpoint(directory: Path, there: Sequence[str], name: str | None) -> str:
+    """Return the named checkpoint of a run, or its latest, of those that are there, oldest first.
 
     Raises:
         ValueError: if there is none.
     """
-    there = sorted(path for path in directory.glob("checkpoint_*") if (path / "run.json").is_file())
-    if name is None and there:
-        return max(there, key=lambda path: json.loads((path / "run.json").read_text())["images"])
-    for path in there:
-        if path.name == name:
-            return path
-    known = ", ".join(path.name for path in there) or "none"
+    if there and name is None:
+        return there[-1]
+    if name in there:
+        return str(name)
+    known = ", ".join(there) or "none"
     raise ValueError(f"run {str(directory)!r} has no checkpoint {name or ''}; there is {known}")
 
 

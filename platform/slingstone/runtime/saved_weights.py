@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from slingstone.runtime.shards import no_code, read
+
 Weights = Literal["ema", "raw"]
 
 
@@ -14,7 +16,7 @@ def saved_weights(checkpoint: Path, kind: Weights, shapes: Mapping[str, torch.Si
     """Return the trained weights by name, in fp32 on the CPU.
 
     Args:
-        checkpoint: directory that `State.save` wrote.
+        checkpoint: directory of a published checkpoint.
         kind: the average, or the weights as they were stepped.
         shapes: of the trained weights; shards do not say theirs.
 
@@ -35,10 +37,10 @@ def saved_weights(checkpoint: Path, kind: Weights, shapes: Mapping[str, torch.Si
 
 def _average(checkpoint: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     if (checkpoint / "ema.pt").is_file():
-        return _read(checkpoint / "ema.pt")
-    shards = [_read(file) for file in sorted(checkpoint.glob("ema_*.pt"), key=lambda file: int(file.stem[4:]))]
+        return read(checkpoint / "ema.pt")
+    shards = [read(file) for file in sorted(checkpoint.glob("ema_*.pt"), key=lambda file: int(file.stem[4:]))]
     if not shards:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} has no average; give a directory checkpoint_* of a run")
+        raise ValueError(f"checkpoint {str(checkpoint)!r} has no average; give a checkpoint of a run")
     # ZeRO-3 cuts each weight into equal parts, the last of them filled up.
     return {
         name: torch.cat([shard[name].flatten() for shard in shards])[: shapes[name].numel()].view(shapes[name])
@@ -48,19 +50,15 @@ def _average(checkpoint: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Te
 
 def _raw(engine: Path) -> dict[str, Tensor]:
     if (engine / "torch_engine.pt").is_file():
-        return _read(engine / "torch_engine.pt")["module"]
+        return read(engine / "torch_engine.pt")["module"]
     whole = engine / "engine" / "mp_rank_00_model_states.pt"
     if whole.is_file():
-        # DeepSpeed keeps objects of its own beside the weights.
-        return torch.load(whole, map_location="cpu", weights_only=False)["module"]
+        return read(whole)["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
-        found: Any = get_fp32_state_dict_from_zero_checkpoint(str(engine), tag="engine")
+        with no_code():
+            found: Any = get_fp32_state_dict_from_zero_checkpoint(str(engine), tag="engine")
         return found
     except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {str(engine)!r} has no generator that can be read: {error}") from error
-
-
-def _read(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)

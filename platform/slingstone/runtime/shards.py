@@ -3,7 +3,8 @@
 import copy
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from slingstone.runtime.manifest import DamagedCheckpoint, Entry, entry_of
+
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 Files = dict[str, Any]
 """By path in a checkpoint: what `torch.save` is to write there."""
@@ -51,11 +54,26 @@ def read(path: Path) -> Any:
         DamagedCheckpoint: it cannot be read, or holds more than plain values and tensors.
     """
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with no_code():
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DamagedCheckpoint(f"{path.parent.name}/{path.name} cannot be read: {reason}") from error
+
+
+@contextmanager
+def no_code() -> Iterator[None]:
+    """Let `torch.load` read what checkpoints hold and nothing that runs, also where a library would let it."""
+    before = os.environ.get(_FORCED)
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FORCED]
+        else:
+            os.environ[_FORCED] = before
 
 
 def _allowed() -> list[Any]:
