@@ -29,10 +29,10 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate world mlflow stop test check format bench bench-gpu parity clean
+.PHONY: help setup align sweep evaluate world mlflow stop test check format bench parity clean
 
 help: ## list the commands
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with the versions of constraints.txt
 
@@ -75,9 +75,6 @@ format: $(STAMP) ## format the sources and mend what the linter can
 
 bench: $(STAMP) ## measure the platform's cost against a plain training loop
 	@$(BIN)/python jobs/bench.py $(CONFIG) storage=$(STORAGE) $(ARGS)
-
-bench-gpu: $(STAMP) ## time and memory of steps at SDXL's and SD1.5's size, and one step against FLUX's fifty; needs a GPU
-	@$(BIN)/python jobs/bench_gpu.py $(ARGS)
 
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)
