@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slingstone.networks.adapters import merged, sharing_copy
+from slingstone.networks.denoiser import OneStepGenerator
 from slingstone.networks.protocol import Condition, ModelFamily
 from slingstone.networks.sampling import noise_of_seeds
 
@@ -35,6 +36,7 @@ class _Pictures(nn.Module):
 
     def __init__(self, family: ModelFamily, names: Sequence[str]):
         super().__init__()
+        assert isinstance(family.generator, OneStepGenerator)
         self.generator = sharing_copy(family.generator)
         self.generator.network = merged(self.generator.network)
         self.decoder = family.decoder
