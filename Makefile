@@ -63,7 +63,7 @@ test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of th
 	$(BIN)/python -m pytest -m "not gpu and not slow" --cov=slingstone.objectives --cov=slingstone.trainer --cov=reward_services \
 	  --cov-report=term --cov-fail-under=85
 
-test-slow: $(STAMP) ## run the tests that take minutes each: several nodes, network namespaces, an MLflow server
+test-slow: $(STAMP) ## run the tests that take minutes each: several nodes, an MLflow server
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
@@ -82,8 +82,8 @@ bench: $(STAMP) ## measure the platform's cost against a plain training loop
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)
 
-infra-services: ## install Debian's Postgres and iproute2, which some slow tests start; as root
-	apt-get update --quiet --quiet && apt-get install --yes --no-install-recommends postgresql iproute2
+infra-services: ## install Debian's Postgres, which a slow test starts; as root
+	apt-get update --quiet --quiet && apt-get install --yes --no-install-recommends postgresql
 
 clean: ## delete outputs and caches; .venv stays
 	rm -rf outputs .pytest_cache .ruff_cache .coverage .import_linter_cache dist build
