@@ -96,8 +96,8 @@ bench-rewards: $(STAMP) ## measure what asking a reward service costs beside com
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)
 
-infra-services: ## install Debian's Postgres and iproute2, which some slow tests start; as root
-	apt-get update --quiet --quiet && apt-get install --yes --no-install-recommends postgresql iproute2
+infra-services: ## install Debian's Postgres, which a slow test starts; as root
+	apt-get update --quiet --quiet && apt-get install --yes --no-install-recommends postgresql
 
 clean: ## delete outputs and caches; .venv stays
 	rm -rf outputs .pytest_cache .ruff_cache .coverage .import_linter_cache dist build
