@@ -111,7 +111,7 @@ def test_a_section_without_its_kind_is_told_so():
             ["objective.generator_timesteps={low: 9, high: 3}"],
             "objective.generator_timesteps.low = 9: is above high = 3",
         ),
-        (["rewards.services=[]"], "objective.reward_weight = 0.15: has no reward to weigh"),
+        (["rewards.services=[]"], "objective.reward_weight = 0.1: has no reward to weigh"),
         (["rewards.services.hps.name=pickscore"], "rewards.services = 'pickscore': is the name of two services"),
         (["training.warmup_images=99999"], "training.warmup_images = 99999: leaves nothing to train the generator"),
         (["runtime.precision=bf16", "runtime.zero_stage=0"], "runtime.precision = 'bf16': would accumulate gradients"),
