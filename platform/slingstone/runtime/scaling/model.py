@@ -133,11 +133,11 @@ def cost(run: Experiment, gpus: int, work: Work, known: Sizes, assumed: Assumpti
     counted = passes(run)
     window_s = each * counted.divergence * work.network / rate
     asked = trained_on(run)
-    # Rewards run in fp32 (TF32 on a GPU) unless told otherwise; those on CPUs are not modelled.
+    # Rewards run in fp32 (TF32 on a GPU) unless told otherwise; those on CPUs, and a user's own, are not modelled.
     seconds = {
         entry.name: run.training.batch_size * REWARDS[entry.model] / (entry.num_gpus * full * _speed(entry.dtype))
         for entry in asked
-        if entry.num_gpus
+        if entry.num_gpus and entry.model in REWARDS
     }
     replicas = {name: max(1, ceil(taken / window_s)) for name, taken in seconds.items()}
     held = {entry.name: entry for entry in asked}
