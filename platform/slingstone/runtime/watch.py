@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch.distributed as dist
 from torch import nn
@@ -15,6 +15,7 @@ from slingstone.runtime.measure import Measure
 from slingstone.runtime.report import numbers
 
 
+@runtime_checkable
 class Kept(Protocol):
     """Where the training state of the best evaluation is kept, as `saving.Checkpoints` does; all are collectives."""
 
