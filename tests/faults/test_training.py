@@ -62,6 +62,7 @@ def runs(summary: dict[str, Any]) -> list[Any]:
     return [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == summary["name"]]
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_a_step_and_again_while_saving_ends_bit_by_bit_as_undisturbed(micro, undisturbed, tmp_path):  # noqa: F811
     expected = undisturbed()
     said: list[str] = []

@@ -41,6 +41,7 @@ def scenario(write_run, tmp_path) -> Callable[[str], dict[str, Any]]:  # noqa: F
     return play
 
 
+@pytest.mark.slow
 def test_ranks_and_replicas_land_on_the_nodes_of_their_group(scenario):
     found = scenario("lands")
     ranks = {name: groups for name, groups in found["groups"].items() if "TrainWorker" in name}

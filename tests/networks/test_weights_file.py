@@ -58,7 +58,7 @@ class Surprise:
     ("content", "message"),
     [
         (without_a_weight, r"1 are missing, added or of another shape, the first is conv_in.bias: missing in the file"),
-        (lambda: weights() | {"lora.up": torch.zeros(3)}, r"the first is lora.up: \(3,\) in the file, none in the"),
+        (lambda: weights() | {"other.up": torch.zeros(3)}, r"the first is other.up: \(3,\) in the file, none in the"),
         (lambda: weights() | {"conv_in.bias": torch.zeros(3)}, r"conv_in.bias: \(3,\) in the file, \(16,\) in"),
         (lambda: {"state_dict": weights()}, "is no state dict: it must map names to tensors"),
         (lambda: {"conv_in.bias": Surprise()}, "cannot be read as weights"),

@@ -36,6 +36,7 @@ def test_a_bound_that_does_not_hold_is_said(served: float, leg: float, words: st
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_round_measures_every_way_and_every_leg(cluster: None, proxy: str, tmp_path: Path):
     path = str(checkpoint.write(tmp_path / "quick", checkpoint.SMALL))
     one = RewardSpec(name="quick", model="pickscore", checkpoint=path, num_cpus=0.0, http=HttpSpec(access="loopback"))

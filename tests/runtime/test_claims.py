@@ -134,6 +134,7 @@ def test_the_document_compares_arms_at_the_same_trained_reward(write_claims):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_study_is_written_down_run_by_run_and_goes_on_where_it_was_interrupted(cluster, write_claims, tmp_path):
     from slingstone.runtime.claims import driver
 

@@ -242,25 +242,3 @@ def test_an_interrupted_sweep_goes_on_past_a_failed_trial_to_a_recommended_run(c
     assert driver.sweep(few, said.append) == summary
     with pytest.raises(ValueError, match="is of another sweep; give this one another name"):
         driver.sweep(planned(write_sweep()), said.append)
-
-
-@pytest.mark.ray
-def test_a_trial_that_is_stopped_early_leaves_its_cpus_to_the_next(cluster, write_sweep):
-    # Every trial needs all 8 CPUs. The first to be evaluated draws most pictures, so that the others are surely worse.
-    everything = ["rewards.backend=in_process", "runtime.threads_per_worker=8", "tracking.system_metrics=false"]
-    run = planned(
-        write_sweep(
-            space={"evaluation.images_per_prompt": {"kind": "choice", "values": [4, 3, 2]}},
-            search={"kind": "grid"},
-            overrides=everything,
-            trial_overrides=[*SHORT, "training.grid_every_images=8", "training.warmup_images=0"],
-            early_stopping={"grace_images": 8, "reduction_factor": 2},
-        )
-    )
-    pictures = {"objectives": (Metric(metric="pictures"),), "signal": Metric(metric="pictures")}
-    few = plan.Plan(run.sweep.model_copy(update=pictures), run.run)
-    outcomes = {
-        trial["values"]["evaluation.images_per_prompt"]: trial["outcome"]
-        for trial in driver.sweep(few, print)["trials"]
-    }
-    assert outcomes == {"4": "complete", "3": "stopped early", "2": "stopped early"}

@@ -123,11 +123,15 @@ class TorchEngine:
         """Return the state dict."""
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
 
+    def _own_masters(self) -> list[Tensor]:
+        """Return the fp32 copies; in fp32 the weights are their own masters."""
+        return [master for master, weight in zip(self.masters, self.weights, strict=True) if master is not weight]
+
     def snapshot(self) -> Files:
         """Return one file, on rank 0: every rank holds the same."""
         if _rank() > 0:
             return {}
-        state = {"module": self.module.state_dict(), "masters": self.masters}
+        state = {"module": self.module.state_dict(), "masters": self._own_masters()}
         state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.last_epoch}
         return {"torch_engine.pt": copied(state)}
 
@@ -136,7 +140,7 @@ class TorchEngine:
         state = read(directory / "torch_engine.pt")
         self.module.load_state_dict(state["module"])
         with torch.no_grad():
-            for master, saved in zip(self.masters, state["masters"], strict=True):
+            for master, saved in zip(self._own_masters(), state["masters"], strict=True):
                 master.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]

@@ -99,10 +99,15 @@ def align(
     return results | facts
 
 
-def connect(threads_per_worker: int) -> None:
+def connect(threads_per_worker: int, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start one in this process.
 
     Workers and replicas import this very source, not what happens to be installed where they run.
+
+    Args:
+        threads_per_worker: of every process.
+        dashboard: whether one that starts here has a dashboard, by which Ray Train learns that a run was killed and
+            its CPUs are free.
     """
     source = os.pathsep.join([str(preflight.ROOT / "platform"), str(preflight.ROOT)])
     threads = str(threads_per_worker)
@@ -117,7 +122,9 @@ def connect(threads_per_worker: int) -> None:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     }
     address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    local: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
+    if address != "local":
+        env["RAY_ADDRESS"] = address  # where several clusters share a machine, Ray's own helpers would not know which
     ray.init(address=address, runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.ERROR, **local)
 
 

@@ -44,7 +44,7 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         results.conclude(plan, json.loads(finished.read_text()), say)
         return json.loads(finished.read_text())
     if not ray.is_initialized():
-        launch.connect(plan.run.runtime.threads_per_worker)
+        launch.connect(plan.run.runtime.threads_per_worker, dashboard=True)
     concurrent = concurrency(plan, ray.cluster_resources(), ray.nodes())
     say(f"{plan.num_trials} trials, {concurrent} at a time")
     start = time.monotonic()
