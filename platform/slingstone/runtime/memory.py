@@ -91,7 +91,7 @@ def activation_bytes(run: Experiment, one: Activations) -> int:
     chunk = min(run.models.decode_chunk, batch)
     asked = objective.reward_weight > 0 and any(entry.weight > 0 for entry in run.rewards.services)
     decoder = one.decoder if asked else Held(0, 0)
-    scores = _score_graphs(run)
+    scores = score_graphs(run)
     if objective.gradient == "recomputed":
         beside = max(batch * one.frozen.peak if scores else 0, chunk * decoder.peak)
     else:
@@ -220,10 +220,10 @@ def _known(run: Experiment, published: Published) -> tuple[Activations, int]:
     return graphs, weights
 
 
-def _score_graphs(run: Experiment) -> int:
+def score_graphs(run: Experiment) -> int:
     """Return how many score networks are differentiated in a generator step."""
     objective = run.objective
-    if isinstance(objective.distance, KL):
+    if isinstance(objective.distance, KL) or objective.flow == "detach_networks":
         return 0
     if objective.flow == "detach_distance":
         return 1

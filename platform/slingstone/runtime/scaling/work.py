@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from slingstone.config import KL, Experiment, RewardEntry
+from slingstone.config import Experiment, RewardEntry
+from slingstone.runtime.memory import score_graphs
 
 REWARDS: dict[str, float] = {
     "pickscore": 680.0e9 + 47.1e9,
@@ -64,7 +65,7 @@ def passes(run: Experiment) -> Passes:
     """
     objective, again = run.objective, int(run.runtime.gradient_checkpointing)
     called = 3 if objective.guidance.scale else 2
-    attached = _attached(run)
+    attached = score_graphs(run)
     each = (2 if objective.gradient == "recomputed" else 1) + again
     decodes = (3 if objective.gradient == "recomputed" else 2) + again
     return Passes(
@@ -102,13 +103,3 @@ def work_of(run: Experiment) -> Work:
         known = ", ".join(PUBLISHED)
         raise ValueError(f"models.reference = {reference!r}: is no directory and in no table; known are {known}")
     return PUBLISHED[reference]
-
-
-def _attached(run: Experiment) -> int:
-    """Return how many score networks are differentiated in their input."""
-    objective = run.objective
-    if isinstance(objective.distance, KL):
-        return 0
-    if objective.flow == "detach_distance":
-        return 1
-    return 3 if objective.guidance.kind == "inner" and objective.guidance.scale else 2
