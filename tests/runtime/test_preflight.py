@@ -91,10 +91,11 @@ def test_checkpoints_that_lie_elsewhere_are_not_forgotten(tmp_path):
 
 def test_a_run_that_left_no_checkpoint_is_forgotten(tmp_path):
     history = History(tmp_path)
-    history.begin(load(SCENES), "sqlite:///x", "id")
+    here = f"storage={tmp_path}"  # where no earlier run has left checkpoints
+    history.begin(load(SCENES, [here]), "sqlite:///x", "id")
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "init.json").write_text("{}")
-    history.check(load(SCENES, ["seed=1"]))
+    history.check(load(SCENES, [here, "seed=1"]))
     assert history.mlflow_run("sqlite:///x") is None
     assert not (tmp_path / "evaluation").exists()
 
