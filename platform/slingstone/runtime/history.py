@@ -9,7 +9,7 @@ from typing import Any
 
 from slingstone.config import Experiment, flatten, load, to_yaml
 from slingstone.runtime.store import open_store
-from slingstone.runtime.tracking import git_commit, lock_hash, redacted
+from slingstone.runtime.tracking import redacted, sources
 
 MAY_CHANGE = (
     "training.num_images",
@@ -114,8 +114,7 @@ class History:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "config.yaml").write_text(to_yaml(run))
         (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
-        sources = {"git_commit": git_commit(), "lock_sha256": lock_hash()}
-        (self.directory / "sources.json").write_text(json.dumps(sources))
+        (self.directory / "sources.json").write_text(json.dumps(sources()))
 
     def end(self, summary: dict[str, Any]) -> Path:
         """Write the summary."""

@@ -20,7 +20,7 @@ from slingstone.runtime.journal import journal_of
 from slingstone.runtime.measure import Measure
 from slingstone.runtime.progress import Progress
 from slingstone.runtime.registry import known, publish, register
-from slingstone.runtime.tracking import Run, git_commit, lock_hash
+from slingstone.runtime.tracking import Run, sources
 
 
 class Reporter:
@@ -98,17 +98,14 @@ class Reporter:
             self._picture(picture, f"grid_{images:09}.png")
             self._run.picture(picture, "grid", images)
 
-    def finish(self, measure: Measure, generator: nn.Module, results: Mapping[str, Any]) -> None:
-        """Draw the final grid and export the aligned generator as a pipeline with its model card."""
+    def finish(self, measure: Measure, generator: nn.Module, results: Mapping[str, Any], images: int) -> None:
+        """Draw the final grid and export the generator, after so many images, as a pipeline with its model card."""
         if not self._quiet:
             self._picture(measure.grid({label: label.replace("_", " ") for label in results}), "grid.png")
             exported = self._directory / "pipeline"
             measure.family.pipeline.save(generator, exported, torch.float32)
-            run = self._experiment
-            of = Provenance(
-                run.training.num_images, "ema", {"git_commit": git_commit(), "lock_sha256": lock_hash()}, results
-            )
-            (exported / "README.md").write_text(model_card(run, of), encoding="utf-8")
+            card = model_card(self._experiment, Provenance(images, "ema", sources(), results))
+            (exported / "README.md").write_text(card, encoding="utf-8")
             self._upload(exported, results["aligned"], initial=False)
             if not self._run.flush():
                 self.say(f"MLflow cannot be reached: its numbers wait in {self._directory}")

@@ -211,8 +211,9 @@ def create_run(
         artifacts: directory beside which a file-based store keeps them; None leaves it to the server.
     """
     client = _client(uri)
-    sources = {"git_commit": git_commit(), "lock_sha256": lock_hash()}
-    created = client.create_run(_experiment_id(client, experiment, artifacts), tags=sources | dict(tags), run_name=name)
+    created = client.create_run(
+        _experiment_id(client, experiment, artifacts), tags=sources() | dict(tags), run_name=name
+    )
     _log_params(client, created.info.run_id, params)
     return Run(uri, created.info.run_id)
 
@@ -234,6 +235,11 @@ def redacted(uri: str) -> str:
     if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
         return uri
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def sources() -> dict[str, str]:
+    """Return what a run is made by: the commit of this source and the hash of its dependencies' versions."""
+    return {"git_commit": git_commit(), "lock_sha256": lock_hash()}
 
 
 def git_commit() -> str:

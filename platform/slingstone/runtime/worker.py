@@ -78,7 +78,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         results[rival] = parts.measure.reference(rival)
         reporter.found(rival, results[rival], parts.trainer.images)
     saved.finish()
-    reporter.finish(parts.measure, parts.averaged, results)
+    reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
     return results | watch.outcome
 
 

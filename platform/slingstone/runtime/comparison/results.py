@@ -58,7 +58,7 @@ def collect(plan: Plan, pieces: list[Piece], speeds: Mapping[str, Mapping[str, f
         "sets": sets,
         "speed": {name: dict(found) for name, found in speeds.items()},
         "features": settings.features and settings.features.model_dump(mode="json"),
-        "sources": {"git_commit": tracking.git_commit(), "lock_sha256": tracking.lock_hash()},
+        "sources": tracking.sources(),
     }
 
 
