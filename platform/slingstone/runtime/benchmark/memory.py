@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from slingstone.config import ATTENTION, Optimizer
+from slingstone.config import ATTENTION, Optimizer, Runtime
 from slingstone.networks.activations import LiveBytes
 from slingstone.networks.adapters import Adapter, add_adapter, sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder
@@ -24,7 +24,7 @@ from slingstone.objectives.diffusion import NoiseSchedule
 from slingstone.objectives.divergence import Divergence, Guidance
 from slingstone.objectives.reward import Scored
 from slingstone.panel import RewardPanel, RewardTerm
-from slingstone.runtime.engine import TorchEngine
+from slingstone.runtime.engine import build_engine
 from slingstone.trainer import StepSettings, Timesteps, Trainer
 
 
@@ -61,6 +61,9 @@ VARIANTS = {
 }
 
 
+PLAIN = Runtime(engine="torch", num_workers=1)
+"""One worker without DeepSpeed."""
+
 PARTS = ("resting", "peak")
 """Of a measurement: bytes between steps, and the most beyond them."""
 
@@ -95,9 +98,9 @@ def trainer_of(
     gradient: Literal["direct", "recomputed"],
     batch: int,
     decode_chunk: int,
-    precision: str = "fp32",
+    runtime: Runtime = PLAIN,
 ) -> Trainer:
-    """Return a trainer under the plain engine, whose reward is brightness, on the family's device."""
+    """Return a trainer under an engine, whose reward is brightness, on the family's device."""
     adam = Optimizer(lr=1e-5)
     span = Timesteps(20, 979)
     settings = StepSettings(
@@ -109,7 +112,7 @@ def trainer_of(
         decode_chunk=decode_chunk,
     )
     parts = (trained_part(family.generator), trained_part(family.assistant))
-    generator, assistant = (TorchEngine(part, adam, precision, 10.0) for part in parts)
+    generator, assistant = (build_engine(part, adam, runtime, 10.0) for part in parts)
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
     rng = torch.Generator(next(family.reference.parameters()).device).manual_seed(0)
     panel, prompts = RewardPanel([reward]), _prompts(batch)
