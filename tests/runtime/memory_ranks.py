@@ -11,7 +11,7 @@ from slingstone.networks.activations import LiveBytes
 from slingstone.networks.adapters import sharing_copy
 from slingstone.runtime import engine, engine_memory
 from slingstone.runtime.assembly import load_family
-from slingstone.runtime.benchmark.memory import trainer_of
+from slingstone.runtime.benchmark.architecture import trainer_of
 
 SCENES = Path(__file__).resolve().parents[2] / "configs" / "align" / "scenes.yaml"
 WIDTH, LAYERS = 128, 24

@@ -13,7 +13,7 @@ from slingstone.networks import latent_diffusion
 from slingstone.networks.activations import LiveBytes, graph_bytes
 from slingstone.networks.adapters import Adapter, sharing_copy
 from slingstone.runtime import memory
-from slingstone.runtime.benchmark.memory import trainer_of
+from slingstone.runtime.benchmark.architecture import trainer_of
 from slingstone.runtime.published import PUBLISHED
 from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
 
