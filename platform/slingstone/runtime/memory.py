@@ -139,18 +139,19 @@ def _lines(run: Experiment) -> Iterator[str]:
     yield f"memory of one {device} of {runtime.num_workers} ({mode}, offload {runtime.offload}, {runtime.precision})"
     adapters = f", {known.trained:,} in the adapter of each" if run.models.lora else ""
     yield f"  from {known.source}; {known.network:,} weights a network{adapters}"
-    yield from (_line(name, size) for name, size in found.resting.items())
-    yield _line("between steps", found.between_steps)
+    yield from (_line(name, size, found.most) for name, size in found.resting.items())
+    yield _line("between steps", found.between_steps, found.most)
     yield "  the most beyond it, one after the other"
-    yield from (_line(name, size) for name, size in found.moments.items())
-    yield _line("at its most", found.most)
+    yield from (_line(name, size, found.most) for name, size in found.moments.items())
+    yield _line("at its most", found.most, found.most)
     if found.host:
-        yield _line("in host memory", found.host)
+        yield _line("in host memory", found.host, found.most)
     yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
 
 
-def _line(name: str, size: int) -> str:
-    return f"  {name:<36}{size / GIB:9.3f} GiB"
+def _line(name: str, size: int, most: int) -> str:
+    unit, label = (GIB, "GiB") if most >= GIB else (2**20, "MiB")
+    return f"  {name:<36}{size / unit:9.3f} {label}"
 
 
 def sizes(run: Experiment) -> Sizes:
