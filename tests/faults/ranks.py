@@ -41,6 +41,23 @@ def killed_twice(config: Mapping[str, Any]) -> dict[str, Any]:
     return _with(update, write, config)
 
 
+def orphaned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Kill the run's controller in a step, and its cleaner, as a node's memory monitor would."""
+    import psutil
+
+    directory = Path(config["assignment"].directory)
+
+    def update(self: Trainer) -> Any:
+        if self.images == 16 and once(directory, "orphaned"):
+            siblings = psutil.Process(os.getppid()).children()
+            for process in siblings:
+                if process.cmdline()[0].startswith(("ray::PlacementGroupCleaner", "ray::TrainController")):
+                    process.kill()
+        return _update_generator(self)
+
+    return _with(update, _write, config)
+
+
 def slow_steps(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take a second a step, so that a signal finds the run in the middle."""
     import time

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -29,12 +29,12 @@ class RunFailed(RuntimeError):
         self.mistake = mistake
 
 
-def is_mistake(error: TrainingFailedError) -> bool:
+def is_mistake(error: TrainingFailedError | RayActorError) -> bool:
     """Return whether a worker named something that another start would not mend."""
     return any(_named(failure) for failure in _failures(error))
 
 
-def cause(error: TrainingFailedError) -> str:
+def cause(error: TrainingFailedError | RayActorError) -> str:
     """Return in a line what went wrong: what a worker named, else what the first one to fail said."""
     failures = _failures(error)
     told = next(filter(_named, failures), failures[0] if failures else error)
@@ -73,7 +73,7 @@ def surviving(
             say(f"{str(error).splitlines()[0]}; starting again from {where} ({failures} of {max_failures})")
 
 
-def _failures(error: TrainingFailedError) -> list[Any]:
+def _failures(error: Exception) -> list[Any]:
     return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
 
 

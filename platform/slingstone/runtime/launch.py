@@ -15,7 +15,9 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from slingstone.config import Experiment
 from slingstone.runtime import placement, preflight, rewards, tracking
@@ -129,7 +131,7 @@ def connect(threads_per_worker: int, dashboard: bool = False) -> None:
 
 
 class _Board:
-    """An actor that carries lines from rank 0 to the driver, and the driver's wish to stop to rank 0.
+    """An actor between rank 0 and the driver: lines, what the workers hold, and the driver's wish to stop.
 
     Worker logs would reach the driver with prefixes, out of order.
     """
@@ -137,6 +139,13 @@ class _Board:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._stopping = False
+        self._group: PlacementGroup | None = None
+
+    def hold(self, group: PlacementGroup) -> None:
+        self._group = group
+
+    def held(self) -> PlacementGroup | None:
+        return self._group
 
     def stop(self) -> None:
         self._stopping = True
@@ -214,12 +223,20 @@ def fit(
     )
     try:
         results = trainer.fit().return_value
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayActorError) as error:
+        _release(config["assignment"].board)
         log = directory / "error.txt"
         log.write_text(str(error))
         raise RunFailed(f"training failed: {cause(error)}\n  traceback: {log}", is_mistake(error)) from error
     assert results is not None
     return results
+
+
+def _release(board: Any) -> None:
+    """Free what the workers held. Ray Train's controller does it, or its cleaner if that dies; both may have died."""
+    group = ray.get(board.held.remote())
+    if group is not None:
+        remove_placement_group(group)
 
 
 def _conclude(summary: dict[str, Any], history: History, say: Callable[[str], None]) -> None:

@@ -29,6 +29,8 @@ class Reporter:
     def __init__(self, assignment: Assignment, rank: int) -> None:
         self._board = assignment.board
         self._quiet = rank > 0
+        if not self._quiet:
+            self._board.hold.remote(ray.util.get_current_placement_group())
         self._experiment = assignment.experiment
         self._directory = Path(assignment.directory)
         self._run = Run(

@@ -1,0 +1,34 @@
+"""A run whose controller is killed, and with it the actor that would free what the workers hold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slingstone.runtime import launch
+from tests.faults import ranks
+from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
+from tests.runtime.conftest import micro, micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+ALONE = (
+    "runtime.num_workers=2",
+    "rewards.backend=in_process",
+    "evaluation.reference=null",
+    "evaluation.num_prompts=2",
+    "training.checkpoint_every_images=8",
+)
+
+
+def test_a_run_outlives_its_controller_and_cleaner_and_ends_bit_by_bit_as_undisturbed(micro, tmp_path: Path):  # noqa: F811
+    expected = launch.align(micro(*ALONE, "name=undisturbed"), print)
+    said: list[str] = []
+    found = launch.align(micro(*ALONE, "name=orphaned"), said.append, rank=ranks.orphaned)
+    assert any("starting again from checkpoint" in line for line in said), said
+    weights = [
+        load_file(tmp_path / "align" / name / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("undisturbed", "orphaned")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert found["aligned"]["rewards"] == expected["aligned"]["rewards"]
