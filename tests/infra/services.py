@@ -74,6 +74,7 @@ def mlflow(database: str, endpoint: str, bucket: str, log: Path) -> Iterator[str
     # With the driver of infra/docker/mlflow.Dockerfile: SQLAlchemy would take another one by itself.
     driver = database.replace("postgresql:", "postgresql+psycopg2:", 1)
     env = {"MLFLOW_BACKEND_STORE_URI": driver, "MLFLOW_S3_ENDPOINT_URL": endpoint, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with _running(command, log=log, env=os.environ | KEYS | env) as process:
         _wait(process, lambda: _answers(f"http://127.0.0.1:{port}/health"))
         yield f"http://127.0.0.1:{port}"

@@ -1,11 +1,17 @@
 """docs/cluster.md names only what exists: files, make targets, variables and image tags."""
 
 import re
+import shlex
+import subprocess
+import sys
+
+import pytest
 
 from tests.infra.facts import OVERLAYS, ROOT, TAGS, overlays
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
+FIRST_MINUTES = re.findall(r"^\| \d+ \|.*`python (jobs/[^`]*)`.*\| tried \|$", PAGE, re.MULTILINE)
 
 
 def test_every_path_of_the_repository_exists():
@@ -29,3 +35,16 @@ def test_images_carry_the_projects_tags():
     tagged = re.findall(r"(slingstone/\w+):([\w.]+)", PAGE)
     assert {name for name, _ in tagged} == set(TAGS)
     assert all(tag == TAGS[name] for name, tag in tagged)
+
+
+@pytest.mark.parametrize("command", FIRST_MINUTES)
+def test_what_is_tried_in_the_first_minutes_needs_nothing_but_the_clone(command):
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on 64 GPUs" in done.stdout if "plan.py" in command else "# " in done.stdout
+
+
+def test_the_first_minutes_hold_both_such_commands():
+    assert [command.split()[0] for command in FIRST_MINUTES] == ["jobs/plan.py", "jobs/align.py"]

@@ -1,14 +1,10 @@
-"""The manifests of the Ray clusters: valid for KubeRay, and of one mind with the project's configurations."""
+"""The manifests of the Ray clusters are of one mind with the project's configurations."""
 
-import json
-from pathlib import Path
-
-import jsonschema
 import pytest
 import yaml
 
 from slingstone.config import Comparison, Sweep, load, load_as
-from slingstone.runtime import placement, preflight
+from slingstone.runtime import history, placement, preflight
 from slingstone.runtime.sweep import plan
 from slingstone.runtime.sweep.driver import concurrency
 from tests.infra.facts import (
@@ -25,27 +21,6 @@ from tests.infra.facts import (
     overlays,
     ray_spec,
 )
-
-SCHEMAS = json.loads((Path(__file__).parent / "schemas" / "kuberay.json").read_text())
-
-
-def mistakes(manifest: dict) -> list[str]:
-    schema = {**SCHEMAS["kinds"][manifest["kind"]], "$defs": SCHEMAS["$defs"]}
-    found = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
-    return [f"{error.json_path}: {error.message[:200]}" for error in found]
-
-
-@pytest.mark.parametrize("name", overlays())
-def test_kuberay_accepts_every_field(name):
-    found = {key: mistakes(item) for key, item in overlay(name).items() if item["apiVersion"] == "ray.io/v1"}
-    assert len(found) == 1
-    assert not any(found.values()), found
-
-
-def test_a_field_that_kuberay_would_drop_is_a_mistake():
-    (cluster,) = (item for key, item in overlay("interactive").items() if key.startswith("RayCluster"))
-    cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["toleration"] = []
-    assert ["toleration" in mistake for mistake in mistakes(cluster)] == [True]
 
 
 @pytest.mark.parametrize("name", overlays())
@@ -146,6 +121,20 @@ def test_the_job_runs_what_the_repository_holds_and_its_cluster_can_hold_it():
         preflight.fits(run, available | {"GPU": available["GPU"] - 1})
 
 
+def test_the_job_with_a_bucket_is_the_same_but_for_its_checkpoints_which_every_pod_has_the_keys_of():
+    plain, items = overlay("align"), overlay("align-bucket")
+    job = items["RayJob/align"]["spec"]
+    before = plain["RayJob/align"]["spec"]["entrypoint"]
+    bucket = "s3://checkpoints/slingstone"
+    assert job["entrypoint"] == f"{before} recovery.checkpoints={bucket}"
+    _, (_, config), overrides = entrypoint(job["entrypoint"])
+    run = load(ROOT / config, overrides)
+    assert history.checkpoints(run) == f"{bucket}/align/{run.name}/checkpoints"
+    for group in groups(ray_spec(items)):
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "slingstone-environment", "optional": True}}]
+
+
 def test_the_sweeps_cluster_holds_its_trials(tmp_path):
     items = overlay("sweep")
     directory, (script, config), overrides = entrypoint(items["RayJob/sweep"]["spec"]["entrypoint"])
@@ -185,6 +174,13 @@ def test_groups_carry_the_label_that_placements_name(name):
     for group in ray_spec(overlay(name))["workerGroupSpecs"]:
         assert group["labels"] == {"slingstone/group": group["groupName"]}
         assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 60, "time to drain before a spot node goes"
+
+
+@pytest.mark.parametrize("name", overlays())
+def test_a_stopped_job_has_time_to_save_within_its_pods_own(name):
+    pod = ray_spec(overlay(name))["headGroupSpec"]["template"]["spec"]
+    (wait,) = (entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == "RAY_JOB_STOP_WAIT_TIME_S")
+    assert 60 <= int(wait) < pod["terminationGracePeriodSeconds"]
 
 
 def test_the_demo_fits_the_small_cluster():

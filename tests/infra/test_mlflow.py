@@ -137,6 +137,20 @@ def test_ray_calls_the_server_by_a_name_that_it_answers_to_and_through_the_polic
             )
 
 
+def test_ray_reaches_the_bucket_of_its_checkpoints_through_the_policies():
+    bucket = urlsplit(overlay("align-bucket")["RayJob/align"]["spec"]["entrypoint"].rpartition("=")[2]).netloc
+    assert f"store/{bucket}" in container("Job/mlflow-bucket")["command"][-1].split()
+    (port,) = (port["port"] for port in MANIFESTS["Service/mlflow-minio"]["spec"]["ports"])
+    store = WORKLOADS["StatefulSet/mlflow-minio"]["spec"]["template"]["metadata"]["labels"]
+    leaving = overlay("align-bucket")["NetworkPolicy/slingstone-ray"]["spec"]
+    entering = MANIFESTS["NetworkPolicy/mlflow-stores"]["spec"]["ingress"]
+    ray = leaving["podSelector"]["matchLabels"]
+    of_ray = [rule for rule in entering if rule["from"][0]["podSelector"].get("matchLabels") == ray]
+    assert [rule["ports"][0]["port"] for rule in of_ray] == [port]
+    leading = [way for way in leaving["egress"] if {"protocol": "TCP", "port": port} in way.get("ports", [])]
+    assert [way["to"][0]["podSelector"]["matchLabels"].items() <= store.items() for way in leading] == [True]
+
+
 def test_pods_run_without_root_and_without_the_clusters_token():
     for key, item in WORKLOADS.items():
         pod = item["spec"]["template"]["spec"]

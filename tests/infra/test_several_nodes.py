@@ -27,6 +27,7 @@ def scenario(write_run, tmp_path) -> Callable[[str], dict[str, Any]]:  # noqa: F
     def play(name: str) -> dict[str, Any]:
         # Dead nodes are noticed in seconds rather than in half a minute.
         quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+        quick |= {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
         done = subprocess.run(
             [sys.executable, "-m", "tests.infra.several_nodes", name, str(write_run()), str(tmp_path)],
             cwd=ROOT,
@@ -49,6 +50,7 @@ def test_ranks_and_replicas_land_on_the_nodes_of_their_group(scenario):
     assert list(ranks.values()) == [["trainer"]]
     assert [found["nodes"][name] for name in ranks] == [2], "spread over both nodes of the group"
     assert len(replicas) == 2
+    assert found["groups"]["_Board"] == ["head"], "beside the driver, which outlives the nodes that train"
     assert all(groups == ["reward"] for groups in replicas.values())
     assert found["images"] == 32
     assert "placement.rewards = 'slingstone/group=nowhere': no node carries this label" in found["refusal"]

@@ -18,6 +18,7 @@ import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slingstone.config import Experiment
 from slingstone.runtime import placement, preflight, rewards, tracking
@@ -164,7 +165,9 @@ class _Board:
 @contextmanager
 def board(say: Callable[[str], None], stop: threading.Event | None = None) -> Iterator[Any]:
     """Yield the handle of a board whose lines `say` shows in this process, and that passes on the wish to stop."""
-    shown: Any = ray.remote(num_cpus=0)(_Board).remote()
+    # Beside this driver, so that it is there for the workers of the next attempt when their nodes are lost.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    shown: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     over = threading.Event()
 
     def show() -> None:

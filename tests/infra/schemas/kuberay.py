@@ -1,4 +1,4 @@
-"""Make kuberay.json, beside this file, from KubeRay's CRDs: python tests/infra/schemas/trim.py CRDS > kuberay.json."""
+"""Make kuberay.json, beside this file: python tests/infra/schemas/kuberay.py DIRECTORY_OF_ITS_CRDS > kuberay.json."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def main() -> None:
         schemas[kind] = trimmed(version["schema"]["openAPIV3Schema"])
     origin = (
         "KubeRay v1.7.0, ray-operator/config/crd/bases, https://github.com/ray-project/kuberay, Apache-2.0;"
-        " descriptions left out, repeated parts shared, objects closed: see trim.py"
+        " descriptions left out, repeated parts shared, objects closed: see kuberay.py"
     )
     print(json.dumps({"source": origin, **shared(schemas)}, separators=(",", ":")))
 
