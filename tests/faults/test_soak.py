@@ -10,11 +10,13 @@ import pytest
 from slingstone.config import Experiment, load
 from slingstone.runtime.preflight import prepare
 from slingstone.runtime.soak import Fault, plan, soak
+from slingstone.runtime.soak.faults import FAULTS
 from slingstone.runtime.soak.ground import Ground, ground
 from slingstone.runtime.soak.meter import Sample, Who, level
 from slingstone.runtime.soak.plan import KINDS
 from slingstone.runtime.soak.run import play, same_end, variant
 from slingstone.runtime.soak.scene import Scene
+from slingstone.runtime.soak.shrink import shrink
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "soak" / "scenes.yaml"
 SHORT = ("training.num_images=160", "training.checkpoint_every_images=20", "training.grid_every_images=80")
@@ -61,6 +63,18 @@ def test_a_short_soak_holds_all_that_the_long_one_shows(tmp_path, monkeypatch):
     assert len(outcome.done) == 3
     for verdict in outcome.verdicts:
         assert verdict.holds, verdict
+
+
+def test_the_shipped_soak_is_two_thousand_steps_on_one_worker_and_knows_all_its_faults():
+    run = load(CONFIG)
+    assert run.training.num_images / run.training.batch_size == 2000
+    assert run.runtime.num_workers == 1, "only then the end is the same bit for bit"
+    assert set(KINDS) <= set(FAULTS)
+
+
+def test_a_pipeline_without_a_unet_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="a soak needs a local pipeline with a UNet"):
+        shrink(tmp_path / "nothing", tmp_path / "copy", 0)
 
 
 def test_a_plan_is_the_same_for_its_seed_and_spreads_all_kinds_over_the_run():

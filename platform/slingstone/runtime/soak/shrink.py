@@ -23,9 +23,14 @@ def shrink(pipeline: Path, target: Path, seed: int) -> Path:
         pipeline: a directory in diffusers' layout.
         target: what was there is replaced.
         seed: of the weights.
+
+    Raises:
+        ValueError: it is no local pipeline with a UNet.
     """
     from diffusers import UNet2DConditionModel
 
+    if not (pipeline / "unet").is_dir():
+        raise ValueError(f"models = {str(pipeline)!r}: a soak needs a local pipeline with a UNet; name one")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(pipeline, target)
     shape = json.loads((pipeline / "unet" / "config.json").read_text())
