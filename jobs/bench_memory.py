@@ -18,8 +18,9 @@ def main() -> int:
     given = parser.parse_args()
 
     from slingstone.runtime.benchmark import memory  # imports torch, which takes seconds
+    from slingstone.runtime.benchmark.architecture import sdxl_like
 
-    print(memory.table(memory.measure(memory.Size(given.side, given.width, given.depth, given.batch))))
+    print(memory.table(memory.measure(sdxl_like(given.side, given.width, given.depth), given.batch)))
     return 0
 
 

@@ -1,7 +1,6 @@
 """Evaluate models side by side: python jobs/evaluate.py CONFIG.yaml [--dry-run] [dotted.path=value ...]."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -9,30 +8,27 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import Comparison, load_as, to_yaml  # noqa: E402
+from slingstone.runtime import entry  # noqa: E402
 from slingstone.runtime.comparison import plan  # noqa: E402
 
+ARGUMENTS = entry.parser(
+    "Score any number of models on any sets of prompts.",
+    config="configs/evaluate/scenes.yaml",
+    override="prompts.parti.num_prompts=100",
+    dry_run="check everything, print the evaluation and stop",
+)
 
-def main() -> int:
+
+def evaluate(given: argparse.Namespace) -> None:
     """Check everything that can be checked here, then hand over to the driver."""
-    parser = argparse.ArgumentParser(description="Score any number of models on any sets of prompts.")
-    parser.add_argument("config", help="YAML file of the evaluation, such as configs/evaluate/scenes.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="path=value", help="such as prompts.parti.num_prompts=100")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the evaluation and stop")
-    given = parser.parse_intermixed_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that rewards are taken down
-    try:
-        planned = plan.prepare(load_as(Comparison, given.config, given.overrides))
-        if given.dry_run:
-            print(to_yaml(planned.settings), end="")
-            return 0
-        from slingstone.runtime.comparison import driver  # imports torch and ray, which take seconds
+    planned = plan.prepare(load_as(Comparison, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(planned.settings), end="")
+        return
+    from slingstone.runtime.comparison import driver  # imports torch and ray, which take seconds
 
-        driver.compare(planned, say=lambda line: print(line, flush=True))
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    driver.compare(planned, entry.say)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run(evaluate, ARGUMENTS))

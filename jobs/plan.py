@@ -9,29 +9,27 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load  # noqa: E402
+from slingstone.runtime import entry  # noqa: E402
 from slingstone.runtime.scaling.model import DEVICES, Assumptions  # noqa: E402
 from slingstone.runtime.scaling.report import describe  # noqa: E402
 
+ARGUMENTS = entry.parser(
+    "Model a run's step time and memory on 1 to 1,024 GPUs.",
+    config="configs/align/sdxl.yaml",
+    override="runtime.zero_stage=3",
+)
+ARGUMENTS.add_argument("--gpus", type=int, default=8, help="GPUs that train")
+ARGUMENTS.add_argument("--device", choices=sorted(DEVICES), default="h100", help="kind of GPU")
+ARGUMENTS.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
 
-def main() -> int:
+
+def plan(given: argparse.Namespace) -> None:
     """Print the plan; nothing is loaded and nothing started."""
-    parser = argparse.ArgumentParser(description="Model a run's step time and memory on 1 to 1,024 GPUs.")
-    parser.add_argument("config", help="YAML file of the run, such as configs/align/sdxl.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="path=value", help="such as runtime.zero_stage=3")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs that train")
-    parser.add_argument("--device", choices=sorted(DEVICES), default="h100", help="kind of GPU")
-    parser.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
-    given = parser.parse_intermixed_args()
-    try:
-        if given.gpus < 1 or not 0 < given.utilisation <= 1:
-            raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
-        assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
-        print(describe(load(given.config, given.overrides), given.gpus, assumed))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if given.gpus < 1 or not 0 < given.utilisation <= 1:
+        raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
+    assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
+    print(describe(load(given.config, given.overrides), given.gpus, assumed))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run(plan, ARGUMENTS))

@@ -7,9 +7,15 @@ import torch
 import torch.distributed as dist
 
 from slingstone.config import Runtime
-from tests.small_run import small
+from slingstone.runtime.checkpoint import averaged_weights
+from slingstone.runtime.saved_weights import Weights, saved_weights
+from tests.small_run import Small, small
 
-ENGINES = {"torch": Runtime(num_workers=2, engine="torch"), "zero3": Runtime(num_workers=2, zero_stage=3)}
+ENGINES = {
+    "torch": Runtime(num_workers=2, engine="torch"),
+    "zero2": Runtime(num_workers=2, zero_stage=2),
+    "zero3": Runtime(num_workers=2, zero_stage=3),
+}
 
 
 def save_and_resume(rank: int, root: str) -> None:
@@ -28,7 +34,7 @@ def save_and_resume(rank: int, root: str) -> None:
         whole.steps(2)
         whole.save()
         whole.steps(1)
-        whole.save()
+        exported = _is_exported(place / whole.save(), whole)
         expected = whole.steps(2)
         resumed = build()
         resumed.saved.restore()
@@ -36,11 +42,24 @@ def save_and_resume(rank: int, root: str) -> None:
         before, after = whole.everything(), resumed.everything()
         found[label] = {
             "same": same_steps and all(torch.equal(before[name], after[name]) for name in before),
+            "exported": exported,
             "told": _break_and_restore(place, build, rank),
         }
     torch.save(found, Path(root) / f"found_{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _is_exported(checkpoint: Path, run: Small) -> bool:
+    """Return whether one process finds in the checkpoint what both ranks together held; a collective."""
+    generator = run.state.engines["generator"]
+    held: dict[Weights, dict[str, torch.Tensor]] = {
+        "ema": averaged_weights(run.trainer, generator),
+        "raw": generator.full_weights(),
+    }
+    shapes = {name: weight.shape for name, weight in held["raw"].items()}
+    found = {kind: saved_weights(checkpoint, kind, shapes) for kind in held}
+    return all(torch.equal(found[kind][name], weight) for kind in held for name, weight in held[kind].items())
 
 
 def _break_and_restore(place: Path, build, rank: int) -> list[str]:

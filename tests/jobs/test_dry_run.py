@@ -26,7 +26,14 @@ def test_a_dry_run_of_every_shipped_run_prints_it_and_the_memory_by_part(path: P
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["name"] == path.stem
-    for part in ("weights: reference", "gradients", "optimizer states", "average (EMA)", "activations", "sum"):
+    for part in (
+        "weights: reference",
+        "optimizer states",
+        "average (EMA)",
+        "activations",
+        "backward pass",
+        "at its most",
+    ):
         assert f"#   {part}" in done.stdout
 
 

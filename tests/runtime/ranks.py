@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from slingstone.config import Optimizer, Runtime
 from slingstone.ema import ExponentialMovingAverage
-from slingstone.runtime.engine import ShardedEngine, TorchEngine, build_engine
+from slingstone.runtime.engine import ShardedEngine, build_engine
 from slingstone.runtime.shards import write
 
 GLOBAL_BATCH = 8
@@ -79,12 +78,6 @@ def run(
     dist.destroy_process_group()
 
 
-def _optimizer(engine: Any) -> torch.optim.Optimizer:
-    """Return torch's optimizer inside an engine."""
-    inner = engine.optimizer if isinstance(engine, TorchEngine) else engine._engine.optimizer
-    return inner if isinstance(inner, torch.optim.Optimizer) else inner.optimizer
-
-
 def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
     generator, assistant = engines(runtime)
     losses = alternate(generator, assistant, range(3))
@@ -109,14 +102,6 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
         for (_, tensor), (_, old) in zip(generator.named_parameters(), kept, strict=True):
             tensor.copy_(old)
         after = generator.module(probe)
-    stepped = _optimizer(generator)
-    kept_by_optimizer = [tensor for values in stepped.state.values() for tensor in values.values()]
-    if runtime.engine == "deepspeed" and runtime.zero_stage == 3:
-        kept_by_optimizer += generator._engine.optimizer.fp32_partitioned_groups_flat
-    elif runtime.engine == "deepspeed" and runtime.zero_stage > 0:
-        kept_by_optimizer += [tensor for group in stepped.param_groups for tensor in group["params"]]
-    elif runtime.precision == "bf16":
-        kept_by_optimizer += generator.masters
     held = sum(tensor.numel() for _, tensor in generator.named_parameters())
     return {
         "losses": losses,
@@ -124,8 +109,6 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
         "weights": weights,
         "swap": [before, zeroed, after],
         "held": held,
-        "held_bytes": sum(tensor.nbytes for _, tensor in generator.named_parameters()),
-        "optimizer_bytes": sum(tensor.nbytes for tensor in kept_by_optimizer if tensor.ndim),
         "average_bytes": sum(
             tensor.nbytes for tensor in ExponentialMovingAverage(generator.named_parameters, 1.0).shadow.values()
         ),

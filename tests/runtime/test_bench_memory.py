@@ -1,10 +1,11 @@
 """What saves memory does save it, on a random SDXL-like network."""
 
-from slingstone.runtime.benchmark.memory import Size, measure, table
+from slingstone.runtime.benchmark.architecture import sdxl_like
+from slingstone.runtime.benchmark.memory import measure, table
 
 
 def test_one_graph_at_a_time_takes_less_than_all_and_checkpointing_less_still() -> None:
-    found = measure(Size(side=16, width=32, depth=1, batch=2))
+    found = measure(sdxl_like(side=16, width=32, depth=1), batch=2)
     direct, recomputed, checkpointed, lora = (value["peak"] for value in found.values())
     # Three score graphs, the generator's and the decoder's, against the generator's and one other.
     assert recomputed < 0.75 * direct

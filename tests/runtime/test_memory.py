@@ -8,13 +8,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from slingstone.config import ATTENTION, Experiment, Optimizer, Runtime, load
+from slingstone.config import ATTENTION, Experiment, load
 from slingstone.networks import latent_diffusion
 from slingstone.networks.activations import LiveBytes, graph_bytes
 from slingstone.networks.adapters import Adapter, sharing_copy
 from slingstone.runtime import memory
-from slingstone.runtime.benchmark.memory import trainer_of
-from slingstone.runtime.engine import BUCKET, TorchEngine
+from slingstone.runtime.benchmark.architecture import trainer_of
 from slingstone.runtime.published import PUBLISHED
 from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
 
@@ -67,36 +66,18 @@ def test_sizes_and_activations_are_those_of_the_loaded_networks(tmp_path: Path, 
         assert found.peak == pytest.approx(graph.peak, rel=0.1), part
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_plain_engine_holds_what_the_estimate_says(precision: str) -> None:
-    width, layers = 256, 8
-    runtime = Runtime.model_validate({"engine": "torch", "precision": precision})
-    expected = memory.engine_bytes(layers * width**2, runtime)
-    with LiveBytes("cpu") as live:
-        network = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(layers)))
-        engine = TorchEngine(network, Optimizer(lr=1e-3), precision, 1.0)
-        image = torch.ones(1, width, dtype=next(network.parameters()).dtype)
-        for _ in range(2):
-            resting = live.now
-            engine.backward(engine(image).sum())
-            gradients = live.now - resting
-            engine.step()
-    assert resting == pytest.approx(expected.weights + expected.optimizer, rel=0.01)
-    assert gradients == pytest.approx(expected.gradients, rel=0.01)
-
-
 def test_direct_gradients_hold_every_graph_and_recomputed_ones_the_largest(tmp_path: Path) -> None:
     directory = str(tiny.write_pipeline(tmp_path / "sd"))
     run = run_of(directory, "training.batch_size=6", "models.decode_chunk=2", "objective.gradient=direct")
     one = memory.sizes(run).activations
-    direct = memory.activation_bytes(run, one)
+    direct = memory.score_phase_bytes(run, one)
     assert direct > 6 * (one.trained.held + 3 * one.frozen.held + one.decoder.held)
-    recomputed = memory.activation_bytes(
+    recomputed = memory.score_phase_bytes(
         run_of(directory, "training.batch_size=6", "models.decode_chunk=2", *SPARING), one
     )
     assert recomputed == 6 * one.trained.held + max(6 * one.frozen.peak, 2 * one.decoder.peak)
     kl = run_of(directory, "training.batch_size=6", "objective.distance={kind: kl}", "objective.reward_weight=0")
-    assert memory.activation_bytes(kl, one) == 6 * one.trained.peak, "KL differentiates no score network"
+    assert memory.score_phase_bytes(kl, one) == 6 * one.trained.held, "KL differentiates no score network"
 
 
 def test_the_table_of_published_networks_is_what_their_architecture_gives() -> None:
@@ -109,10 +90,6 @@ def test_the_table_of_published_networks_is_what_their_architecture_gives() -> N
     assert found.network == sum(weight.numel() for weight in unet.parameters())
     graph = graph_bytes(unet, lambda: unet(latents, t, encoder_hidden_states=text, return_dict=False)[0])
     assert (graph.held, graph.peak) == pytest.approx(found.plain.trained, rel=0.01)
-
-
-def test_the_bucket_is_the_engines() -> None:
-    assert memory.BUCKET == BUCKET
 
 
 def test_a_reference_of_unknown_size_is_said_to_be_unknown() -> None:
@@ -143,10 +120,8 @@ def test_adapters_are_counted_and_their_graph_is_that_of_the_adapted_network(
     noise, t = torch.randn(1, *family.latent_shape), torch.tensor([500])
     condition = family.text_encoder.encode(["a red disc"])
     graph = graph_bytes(family.assistant, lambda: family.assistant(noise, t, condition))
-    # Of tiny Stable Diffusion 3 with frozen weights the CPU holds 12 % more than is counted: 74 KB of 620.
-    tolerance = 0.15 if name == "sd3" else 0.1
-    assert known.activations.trained.held == pytest.approx(graph.held, rel=tolerance)
-    assert known.activations.trained.peak == pytest.approx(graph.peak, rel=tolerance)
+    assert known.activations.trained.held == pytest.approx(graph.held, rel=0.1)
+    assert known.activations.trained.peak == pytest.approx(graph.peak, rel=0.1)
 
 
 def test_networks_that_start_from_the_reference_or_its_lora_have_no_base_of_their_own(tmp_path: Path) -> None:
@@ -165,7 +140,7 @@ def test_networks_that_start_from_the_reference_or_its_lora_have_no_base_of_thei
     assert memory.own_bases(run_of(str(reference), f"models.generator={other}")) == 0, (
         "without adapters nothing is a base"
     )
-    parts = memory.estimate(both, memory.sizes(both))
+    parts = memory.estimate(both, memory.sizes(both)).resting
     assert parts["weights: bases of their own"] == 2 * parts["weights: reference"]
 
 
@@ -173,13 +148,13 @@ def test_a_step_of_adapters_holds_what_the_estimate_says(tmp_path: Path) -> None
     directory = str(tiny.write_pipeline(tmp_path / "sd"))
     run = run_of(directory, "models.lora={rank: 4}", "training.batch_size=2", "models.decode_chunk=2", *SPARING)
     known = memory.sizes(run)
-    parts = memory.estimate(run, known)
+    expected = memory.estimate(run, known)
     with LiveBytes("cpu") as live:
         family = latent_diffusion.load(directory, directory, generator_timestep=625, lora=Adapter(4, 4.0, ATTENTION))
         averaged = sharing_copy(family.generator)
         trainer = trainer_of(family, "recomputed", batch=2, decode_chunk=2)
         trainer.step()
         resting = live.now
-    expected = sum(size for part, size in parts.items() if part not in ("gradients", "activations", "communication"))
     assert averaged is not family.generator
-    assert resting == pytest.approx(expected, rel=0.1)
+    assert resting == pytest.approx(expected.between_steps, rel=0.1)
+    assert live.peak == pytest.approx(expected.most, rel=0.1)

@@ -20,6 +20,11 @@ def test_two_ranks_continue_bit_by_bit(found, label):
 
 
 @pytest.mark.parametrize("label", ENGINES)
+def test_one_process_exports_from_the_shards_what_both_ranks_held(found, label):
+    assert [rank[label]["exported"] for rank in found] == [True, True]
+
+
+@pytest.mark.parametrize("label", ENGINES)
 def test_a_file_that_one_rank_finds_damaged_is_refused_by_both_and_both_go_back(found, label):
     for rank in found:
         refused, taken = rank[label]["told"]

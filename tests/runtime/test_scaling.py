@@ -179,7 +179,7 @@ def test_more_gpus_share_the_batch_until_each_has_one_picture():
 
 def test_memory_is_the_dry_runs():
     run = model.on(load(SDXL), 64)
-    assert plan(64).memory_gib == sum(memory.estimate(run, memory.sizes(run)).values()) / memory.GIB
+    assert plan(64).memory_gib == memory.estimate(run, memory.sizes(run)).most / memory.GIB
     assert plan(64, "runtime.zero_stage=3").memory_gib < plan(64).memory_gib
 
 

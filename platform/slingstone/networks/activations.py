@@ -121,8 +121,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, tokens, _ = query.shape
-        # Laid out so that heads and channels can be joined without a copy, as the kernels do.
-        result = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
+        # Laid out as the queries are, as kernels do: where those were concatenated, joining heads and channels copies.
+        result = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, result, query.new_empty(batch, heads, tokens, dtype=torch.float32))
         return result
 

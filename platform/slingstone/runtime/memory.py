@@ -12,13 +12,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from slingstone.config import ATTENTION, KL, Experiment, Runtime
+from slingstone.config import ATTENTION, KL, Experiment
+from slingstone.runtime.engine_memory import average_bytes, engine_bytes, number_bytes
 from slingstone.runtime.published import PUBLISHED, Activations, Held, Published
 
-BUCKET = 500_000_000
-"""Weights whose gradients DeepSpeed reduces together; `engine.BUCKET`, which cannot be imported without torch."""
-GATHERED = 1_000_000_000
-"""Most weights that ZeRO-3 keeps gathered at a time: DeepSpeed's default."""
 GIB = 2**30
 
 
@@ -44,50 +41,38 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """Bytes of one trained network on one device, and of its optimizer in host memory."""
+class Estimate:
+    """Bytes on one device, by part.
 
-    weights: int
-    gradients: int
-    optimizer: int
-    buffers: int
+    Attributes:
+        resting: there all the time.
+        moments: beyond them, the most of each phase of a step; phases follow each other. Where gradients arrive while
+            the graph is freed, both count in full: an upper bound.
+        host: in host memory, for offloaded optimizers.
+    """
+
+    resting: dict[str, int]
+    moments: dict[str, int]
     host: int
 
+    @property
+    def between_steps(self) -> int:
+        """All that rests."""
+        return sum(self.resting.values())
 
-def engine_bytes(weights: int, runtime: Runtime) -> Engine:
-    """Return what an engine over so many weights holds; gradients and buffers only while it takes its step."""
-    size, world = _size(runtime), runtime.num_workers
-    if runtime.engine == "torch" or runtime.zero_stage == 0:
-        masters = 4 if runtime.precision == "bf16" else 0
-        return Engine(size * weights, 4 * weights, (8 + masters) * weights, 0, 0)
-    part = -(-weights // world)
-    stage = runtime.zero_stage
-    whole = part if stage == 3 else weights
-    gradients = 4 * (weights if stage == 1 else part)
-    # Staging of gradients on their way to their owners, twice if the next is filled while one is sent.
-    staged = (4 if stage == 1 else size) * min(BUCKET, weights) * (2 if runtime.use_gpu and stage == 2 else 1)
-    gathered = size * min(GATHERED, weights) if stage == 3 else 0
-    # DeepSpeed's optimizer keeps an fp32 copy of its part even of fp32 weights.
-    optimizer = 12 * part
-    if runtime.offload == "cpu":
-        return Engine(size * whole, 0 if stage > 1 else gradients, 0, staged + gathered, optimizer + 4 * part)
-    return Engine(size * whole, gradients, optimizer, staged + gathered, 0)
+    @property
+    def most(self) -> int:
+        """The most at a time."""
+        return self.between_steps + max(self.moments.values())
 
 
-def average_bytes(weights: int, runtime: Runtime) -> int:
-    """Return what the generator's fp32 average takes on one device."""
-    sharded = runtime.engine == "deepspeed" and runtime.zero_stage == 3
-    return 4 * (-(-weights // runtime.num_workers) if sharded else weights)
+def score_phase_bytes(run: Experiment, one: Activations) -> int:
+    """Return the most that graphs hold while the score networks and the decoder run, beside the generator's own graph.
 
-
-def activation_bytes(run: Experiment, one: Activations) -> int:
-    """Return the most that the graphs of one generator step hold at a time.
-
-    The generator's graph is held while the score networks and the decoder run: with `recomputed` gradients one graph at
-    a time, with `direct` ones all together.
+    With `recomputed` gradients one graph at a time, with `direct` ones all together.
     """
     objective = run.objective
-    batch = run.training.batch_size // run.runtime.num_workers
+    batch = _batch(run)
     chunk = min(run.models.decode_chunk, batch)
     asked = objective.reward_weight > 0 and any(entry.weight > 0 for entry in run.rewards.services)
     decoder = one.decoder if asked else Held(0, 0)
@@ -97,30 +82,38 @@ def activation_bytes(run: Experiment, one: Activations) -> int:
     else:
         working = max(one.frozen.peak - one.frozen.held if scores else 0, decoder.peak - decoder.held)
         beside = batch * (scores * one.frozen.held + decoder.held + working)
-    return max(batch * one.trained.held + beside, batch * one.trained.peak)
+    return batch * one.trained.held + beside
 
 
-def estimate(run: Experiment, known: Sizes) -> dict[str, int]:
+def estimate(run: Experiment, known: Sizes) -> Estimate:
     """Return bytes by part on one device."""
-    engine = engine_bytes(known.trained, run.runtime)
-    frozen = _size(run.runtime) * known.network
+    engine, one = engine_bytes(known.trained, run.runtime), known.activations
+    frozen = number_bytes(run.runtime) * known.network
     # The generator that is evaluated and exported: what it does not share is in fp32.
     evaluated = 4 * known.trained
     trains = "adapters" if run.models.lora else "generator, assistant"
     bf16_decoder = run.models.reward_decoder_precision == "bf16" and run.models.reward_decoder is None
-    return {
+    resting = {
         f"weights: {trains}": 2 * engine.weights,
         **({"weights: bases of their own": frozen * own} if (own := own_bases(run)) else {}),
         "weights: reference": frozen,
         "weights: evaluated generator": evaluated,
         "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
         "weights: text encoders": 4 * known.text if run.models.keep_text_encoder else 0,
-        "gradients": engine.gradients,
         "optimizer states": 2 * engine.optimizer,
+        "gradients and buffers": 2 * engine.kept,
         "average (EMA)": average_bytes(known.trained, run.runtime),
-        "communication": engine.buffers * (2 if run.runtime.zero_stage == 3 else 1),
-        "activations": activation_bytes(run, known.activations),
     }
+    moments = {
+        "activations of a generator step": score_phase_bytes(run, one) + engine.gathered,
+        "backward pass and its gradients": _batch(run) * one.trained.peak + engine.gathered + engine.backward,
+        "optimizer's step": engine.update,
+    }
+    return Estimate(resting, moments, 2 * engine.host + engine.host_update)
+
+
+def _batch(run: Experiment) -> int:
+    return run.training.batch_size // run.runtime.num_workers
 
 
 def describe(run: Experiment) -> str:
@@ -141,17 +134,24 @@ def _lines(run: Experiment) -> Iterator[str]:
     except ValueError as error:
         yield f"memory of one {device}: not known, {error}"
         return
-    parts = estimate(run, known)
+    found = estimate(run, known)
     mode = f"zero_stage {runtime.zero_stage}" if runtime.engine == "deepspeed" else "plain torch"
     yield f"memory of one {device} of {runtime.num_workers} ({mode}, offload {runtime.offload}, {runtime.precision})"
     adapters = f", {known.trained:,} in the adapter of each" if run.models.lora else ""
     yield f"  from {known.source}; {known.network:,} weights a network{adapters}"
-    for name, size in parts.items():
-        yield f"  {name:<32}{size / GIB:9.3f} GiB"
-    yield f"  {'sum':<32}{sum(parts.values()) / GIB:9.3f} GiB"
-    if host := 2 * engine_bytes(known.trained, runtime).host:
-        yield f"  {'in host memory':<32}{host / GIB:9.3f} GiB"
+    yield from (_line(name, size, found.most) for name, size in found.resting.items())
+    yield _line("between steps", found.between_steps, found.most)
+    yield "  the most beyond it, one after the other"
+    yield from (_line(name, size, found.most) for name, size in found.moments.items())
+    yield _line("at its most", found.most, found.most)
+    if found.host:
+        yield _line("in host memory", found.host, found.most)
     yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
+
+
+def _line(name: str, size: int, most: int) -> str:
+    unit, label = (GIB, "GiB") if most >= GIB else (2**20, "MiB")
+    return f"  {name:<36}{size / unit:9.3f} {label}"
 
 
 def sizes(run: Experiment) -> Sizes:
@@ -228,10 +228,6 @@ def score_graphs(run: Experiment) -> int:
     if objective.flow == "detach_distance":
         return 1
     return 3 if objective.guidance.kind == "inner" and objective.guidance.scale else 2
-
-
-def _size(runtime: Runtime) -> int:
-    return 2 if runtime.precision == "bf16" else 4
 
 
 def _local(reference: str) -> Path | None:

@@ -150,7 +150,7 @@ def cost(run: Experiment, gpus: int, work: Work, known: Sizes, assumed: Assumpti
         reward_s=max((taken / held[name].num_replicas for name, taken in seconds.items()), default=0.0),
         replicas=replicas,
         reward_gpus=sum((count * held[name].num_gpus for name, count in replicas.items()), start=0.0),
-        memory_gib=sum(estimate(run, known).values()) / GIB,
+        memory_gib=estimate(run, known).most / GIB,
         checkpoint_gib=checkpoint_bytes(run.runtime, known.network) / GIB,
         picture_gib=len(asked) * 2 * run.training.batch_size * 3 * side * side * 4 / GIB,
     )
