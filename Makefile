@@ -30,7 +30,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate claims world mlflow stop test test-slow test-ui infra-services check format bench bench-rewards bench-gpu parity clean
+.PHONY: help setup align sweep evaluate claims world mlflow stop test test-slow soak test-ui infra-services check format bench bench-rewards bench-gpu parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, an
 
 test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream packages, several nodes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+soak: $(STAMP) ## train 2,000 steps under random faults, and compare bit for bit with the same undisturbed; an hour
+	@OMP_NUM_THREADS=1 $(BIN)/python jobs/soak.py configs/soak/scenes.yaml storage=$(STORAGE)/soak $(ARGS)
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
 	$(BIN)/ruff format --check .

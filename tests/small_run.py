@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from slingstone.config import Experiment, Optimizer, Runtime, flatten, load
 from slingstone.data import PromptSampler
+from slingstone.networks.adapters import Adapter, add_adapter, trained_part
 from slingstone.panel import RewardPanel, RunningScale
 from slingstone.runtime.checkpoint import Facts, State
 from slingstone.runtime.engine import build_engine
@@ -19,7 +22,21 @@ from tests.trainer.conftest import LEVELS, linear_reward, make_world
 ROOT = Path(__file__).resolve().parents[1]
 ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
 BATCH = 8
+LORA = Adapter(rank=2, alpha=4.0, target_modules=("mix",))
 BASE = ("name=small", "training.batch_size=8", "training.num_images=800", "training.warmup_images=0")
+
+
+class Mixed(nn.Module):
+    """A network whose three numbers a picture pass a linear layer, which can have an adapter."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.mix = nn.Linear(3, 3)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        found = self.inner(*args, **kwargs)
+        return found + 0.1 * self.mix(found.flatten(1)).view_as(found)
 
 
 @dataclass
@@ -56,18 +73,27 @@ class Small:
 
 
 def small(
-    root: Path | str, overrides: Sequence[str] = (), runtime: Runtime | None = None, rank: int = 0, world: int = 1
+    root: Path | str,
+    overrides: Sequence[str] = (),
+    runtime: Runtime | None = None,
+    rank: int = 0,
+    world: int = 1,
+    lora: bool = False,
 ) -> Small:
-    """Build the run on one rank; its checkpoints lie under `root`, a path or a URI."""
+    """Build the run on one rank; its checkpoints lie under `root`, a path or a URI. `lora` trains adapters only."""
     run = load(ROOT / "configs" / "align" / "scenes.yaml", [*BASE, *overrides])
     made = make_world()
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in made.generator.parameters():
             weight.add_(0.3)  # off the optimum, so that there is something to learn
+    if lora:
+        made.generator, made.assistant = Mixed(made.generator), Mixed(made.assistant)
+        for network in (made.generator, made.assistant):
+            add_adapter(network, LORA)
     runtime = runtime or Runtime(engine="torch")
-    generator = build_engine(made.generator, ADAM, runtime, 1.0)
-    assistant = build_engine(made.assistant, ADAM, runtime, 1.0)
+    generator = build_engine(trained_part(made.generator), ADAM, runtime, 1.0)
+    assistant = build_engine(trained_part(made.assistant), ADAM, runtime, 1.0)
     prompts = PromptSampler(["a", "bb", "ccc", "dddd", "eeeee"], BATCH, rank, world)
     levels = Timesteps(0, LEVELS - 1)
     settings = StepSettings(BATCH // world, levels, levels, world, reward_weight=0.1, ema_half_life_images=32.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from PIL import Image
 
 from slingstone.runtime import tracking
 from slingstone.runtime.journal import Journal
@@ -53,6 +54,18 @@ def test_numbers_of_an_outage_are_delivered_when_it_is_over(opened, tmp_path):
     assert points(opened, "loss") == [(8, 1.0), (16, 2.0), (24, 3.0)]
     run = mlflow.MlflowClient(opened.uri).get_run(opened.run_id)
     assert (Path(run.info.artifact_uri.removeprefix("file://")) / "pictures" / "grid.png").read_bytes() == b"x"
+
+
+def test_pictures_and_tags_of_an_outage_arrive_too_and_training_goes_on_meanwhile(opened):
+    client, opened._client = opened.client, Away()
+    opened.picture(Image.new("RGB", (4, 4), "red"), "grid", 8)
+    opened.tag("guard", "broken")
+    assert not opened.flush()
+    opened._client = client
+    assert opened.end("FINISHED")
+    assert mlflow.MlflowClient(opened.uri).get_run(opened.run_id).data.tags["guard"] == "broken"
+    pictures = [artifact.path for artifact in client.list_artifacts(opened.run_id, "images")]
+    assert any("grid" in path and path.endswith(".png") for path in pictures)
 
 
 def test_numbers_outlive_the_process_that_could_not_deliver_them(opened, tmp_path):

@@ -32,8 +32,8 @@ METRICS = ("loss/assistant", "loss/divergence", "reward/pickscore", "grad_norm/g
 
 
 @pytest.fixture
-def undisturbed(micro, tmp_path) -> Callable[[], dict[str, Any]]:  # noqa: F811
-    return lambda: launch.align(micro(*ALONE, "name=undisturbed"), print)
+def undisturbed(micro, tmp_path) -> Callable[..., dict[str, Any]]:  # noqa: F811
+    return lambda *overrides: launch.align(micro(*ALONE, *overrides, "name=undisturbed"), print)
 
 
 def points(summary: dict[str, Any], metric: str) -> list[tuple[int, float]]:
@@ -78,8 +78,9 @@ def test_a_worker_killed_in_a_step_and_again_while_saving_ends_bit_by_bit_as_und
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_and_the_same_command_continues_its_mlflow_run(micro, undisturbed, tmp_path):  # noqa: F811
-    expected = undisturbed()
-    run, said = micro(*ALONE, "name=stopped", "training.checkpoint_every_images=1000"), []
+    longer = ("training.num_images=96", "training.grid_every_images=48", "training.checkpoint_every_images=1000")
+    expected = undisturbed(*longer)
+    run, said = micro(*ALONE, *longer, "name=stopped"), []
     directory = tmp_path / "align" / "stopped"
 
     def terminate() -> None:

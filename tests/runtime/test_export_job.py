@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +105,33 @@ def test_a_run_or_checkpoint_that_is_not_there_is_named(
     History(directory).begin(run, "nowhere", "0")
     assert call(monkeypatch, directory, tmp_path / "out", "--checkpoint", "9") == 1
     assert "has no checkpoint 9; there is none" in capsys.readouterr().err
+
+
+def test_an_export_writes_below_its_target_alone_and_no_name_leads_it_elsewhere(
+    micro: Callable[..., Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def tree() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    directory, _ = trained(micro(*PLAIN))
+    outside = shutil.copytree(next((directory / "checkpoints").iterdir()), tmp_path / "outside" / "000000000016")
+    before = tree()
+    assert call(monkeypatch, directory, tmp_path / "exports" / "one") == 0
+    after = tree()
+    assert {path: after[path] for path in before} == before
+    assert all(path.is_relative_to(tmp_path / "exports" / "one") for path in after.keys() - before.keys())
+
+    for name in (outside, "../../../outside/000000000016", "..", "."):
+        assert call(monkeypatch, directory, tmp_path / "out", "--checkpoint", name) == 1
+        assert "has no checkpoint" in capsys.readouterr().err
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace("name: micro", "name: ../../outside"))
+    assert call(monkeypatch, directory, tmp_path / "out") == 1
+    assert "name = '../../outside'" in capsys.readouterr().err
+    assert tree().keys() == after.keys(), "nothing was written"
 
 
 def test_onnx_of_generator_and_decoder_draws_torchs_picture(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ class Head:
         self._directory = Path(f"/tmp/slingstone-{os.getuid()}-{key:08x}")
         self._record = self._directory / "head.json"
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the head's first process, if it runs; the others descend from it."""
+        running = self._running()
+        return None if running is None else running["pid"]
+
     def start(self) -> dict[str, str]:
         """Start the head unless it runs; return the environment in which Ray's commands reach it.
 

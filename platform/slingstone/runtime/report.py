@@ -56,14 +56,15 @@ class Reporter:
             self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
 
     def stopping(self) -> bool:
-        """Return whether the driver was told to stop; it answers by the next call, so that no step waits for it."""
+        """Return whether the driver was told to stop, as it answers by the next call: no step waits for that."""
         if self._quiet:
             return False
-        self._asked = self._asked or self._board.stopping.remote()
-        if not ray.wait([self._asked], timeout=0)[0]:
+        asked = self._asked or self._board.stopping.remote()
+        if not ray.wait([asked], timeout=0)[0]:
+            self._asked = asked
             return False
-        answer: Any = ray.get(self._asked)
-        self._asked = None
+        self._asked = self._board.stopping.remote()
+        answer: Any = ray.get(asked)
         return answer
 
     def saved(self, waited_s: float, images: int) -> None:

@@ -7,7 +7,7 @@ agree on what it did at the next step.
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +184,8 @@ class Checkpoints:
         reason = str(error) if error is not None else "another worker could not write its part"
         message = f"checkpoint {pending.facts.name} cannot be saved: {reason}; the one before it is still good"
         if self._state.rank == 0:
-            self._store.clear()
+            with suppress(OSError):  # a place that cannot be reached; the next start clears it
+                self._store.clear()
         dist.barrier()
         if self._run.recovery.on_failed_save == "stop":
             raise SaveFailed(f"{message}; make room, or set recovery.on_failed_save: go_on")

@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -45,7 +45,7 @@ class Run:
         self._journal: Journal | Buffer | None = None
         self._spools = on_failure == "spool"
         self._client: MlflowClient | None = None
-        self._uploads: list[tuple[Path, str]] = []
+        self._waiting: list[Callable[[MlflowClient], object]] = []
         self._delivering: threading.Thread | None = None
         self._failure: Exception | None = None
         self._lock = threading.Lock()
@@ -92,13 +92,16 @@ class Run:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, or a directory with all it holds, once the server is there."""
-        with self._lock:
-            self._uploads.append((path, folder))
-        self.flush()
+
+        def upload(client: "MlflowClient") -> None:
+            log = client.log_artifacts if path.is_dir() else client.log_artifact
+            log(self.run_id, str(path), folder or None)
+
+        self._once_there(upload)
 
     def picture(self, picture: "Image", key: str, images: int) -> None:
-        """Record a picture at a position, where the UI lays the runs' pictures side by side."""
-        self.client.log_image(self.run_id, picture, key=key, step=images, synchronous=True)
+        """Record a picture at a position, for the UI to lay the runs' side by side, once the server is there."""
+        self._once_there(lambda client: client.log_image(self.run_id, picture, key=key, step=images, synchronous=True))
 
     def watch_system(self) -> None:
         """Record the use of this node until the run or this process ends."""
@@ -110,8 +113,8 @@ class Run:
         SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri).start()
 
     def tag(self, name: str, value: str) -> None:
-        """Set a tag."""
-        self.client.set_tag(self.run_id, name, value)
+        """Set a tag, once the server is there."""
+        self._once_there(lambda client: client.set_tag(self.run_id, name, value))
 
     def end(self, status: str) -> bool:
         """Flush and close the run as FINISHED, FAILED or KILLED; return whether the server heard it."""
@@ -123,6 +126,11 @@ class Run:
                 raise
             return False
         return arrived
+
+    def _once_there(self, send: "Callable[[MlflowClient], object]") -> None:
+        with self._lock:
+            self._waiting.append(send)
+        self.flush()
 
     def _raise_failure(self) -> None:
         if self._failure is not None and not self._spools:
@@ -145,11 +153,9 @@ class Run:
             self.client.log_batch(self.run_id, metrics=batch)
         if waiting:
             self.journal.deliver(mark)
-        while self._uploads:
-            path, folder = self._uploads[0]
-            upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-            upload(self.run_id, str(path), folder or None)
-            self._uploads.pop(0)
+        while self._waiting:
+            self._waiting[0](self.client)
+            self._waiting.pop(0)
 
 
 def open_run(

@@ -1,0 +1,88 @@
+"""A run under way, as seen from outside: its processes, its files, its position."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from slingstone.config import Experiment
+from slingstone.runtime.history import checkpoints
+from slingstone.runtime.preflight import ROOT
+from slingstone.runtime.soak.ground import Ground
+from slingstone.runtime.soak.processes import below
+from slingstone.runtime.store import open_store
+
+TAIL_BYTES = 8192
+TRAINER, REPLICA = "RayTrainWorker", "ServeReplica"
+
+
+class Scene:
+    """One run that a job works on.
+
+    Args:
+        run: what is run.
+        ground: where.
+        chance: decides the moment within a step.
+    """
+
+    def __init__(self, run: Experiment, ground: Ground, chance: Random) -> None:
+        self.run = run
+        self.ground = ground
+        self.chance = chance
+        self.directory = Path(run.storage) / "align" / run.name
+        self.checkpoints = Path(checkpoints(run))
+        self.job = ""
+        self.again = False
+        """Whether the job was made to end, so that it is to be submitted again."""
+
+    def submit(self) -> None:
+        """Submit the job; the same command each time."""
+        config = Path(self.run.storage) / f"{self.run.name}.yaml"
+        self.job, self.again = self.ground.submit(str(ROOT / "jobs" / "align.py"), str(config)), False
+
+    def processes(self, role: str) -> list[psutil.Process]:
+        """Return those of the cluster whose role begins so."""
+        root = self.ground.pid
+        return [process for process, name in below(root) if name.startswith(role)] if root is not None else []
+
+    def kill(self, role: str) -> int:
+        """SIGKILL all processes of a role; return how many there were."""
+        found = self.processes(role)
+        for process in found:
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return len(found)
+
+    def position(self) -> int:
+        """Return the images that were reached, ever: the last of the run's journal."""
+        reached = [0]
+        for journal in self.directory.glob("metrics-*.jsonl"):
+            with journal.open("rb") as file:
+                file.seek(max(journal.stat().st_size - TAIL_BYTES, 0))
+                lines = file.read().split(b"\n")[:-1]  # the last one may be half written
+            if lines and lines[-1].startswith(b"{"):
+                reached.append(json.loads(lines[-1])["images"])
+        return max(reached)
+
+    def published(self) -> list[str]:
+        """Return the names of the run's checkpoints."""
+        return open_store(str(self.checkpoints)).names()
+
+    def wait(self, true: Callable[[], bool], what: str, timeout_s: float = 300.0, poll_s: float = 0.1) -> None:
+        """Return as soon as something is true.
+
+        Raises:
+            TimeoutError: it took too long; names it.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not true():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {timeout_s:g} s: {what}")
+            time.sleep(poll_s)
