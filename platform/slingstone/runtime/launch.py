@@ -237,7 +237,7 @@ def fit(
 
 def _release(board: Any) -> None:
     """Free what the workers held. Ray Train's controller does it, or its cleaner if that dies; both may have died."""
-    group = ray.get(board.held.remote())
+    group: Any = ray.get(board.held.remote())
     if group is not None:
         remove_placement_group(group)
 
