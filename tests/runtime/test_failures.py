@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch.distributed as dist
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from slingstone.panel import RewardsLost
@@ -27,6 +27,7 @@ def raised(*errors: Exception) -> WorkerGroupError:
 )
 def test_what_a_worker_names_is_a_mistake_even_if_its_peers_only_lost_it(mistake):
     assert is_mistake(raised(RuntimeError("Connection closed by peer"), mistake))
+    assert is_mistake(WorkerGroupError("bare, as Ray may hand it over", {0: RuntimeError("closed"), 1: mistake}))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_what_a_worker_names_is_a_mistake_even_if_its_peers_only_lost_it(mistake
     [
         raised(RuntimeError("Connection closed by peer"), OSError("broken pipe")),
         WorkerGroupError("died", {0: RuntimeError("the actor died")}),
+        WorkerGroupError("died", {0: WorkerHealthCheckFailedError("a check failed", RuntimeError("the actor died"))}),
         ControllerError(TimeoutError("no resources")),
     ],
 )

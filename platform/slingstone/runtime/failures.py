@@ -4,15 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from reward_services.protocol import RewardError
 from slingstone.panel import RewardsLost
 from slingstone.runtime.saving import SaveFailed
 
-OF_A_LOST_PEER = (RuntimeError, OSError, RayError)
-"""What a worker raises when another one, or something it talks to, dies."""
+OF_A_LOST_PEER = (RuntimeError, OSError, RayError, RayTrainError)
+"""What a worker raises when another one, or something it talks to, dies, and Ray's own words for one that is gone."""
 NAMED = (RewardsLost, RewardError, SaveFailed)
 """What is raised on purpose, to stop the run."""
 
@@ -78,7 +78,6 @@ def _failures(error: Exception) -> list[Any]:
 
 
 def _named(failure: Any) -> bool:
-    if not isinstance(failure, UserExceptionWithTraceback):
-        return False  # Ray's own words for a worker that is gone
-    raised = failure._base_exc  # there is no other way to it
+    # Ray hands over what the worker raised, in a wrapper of its own or bare; there is no other way into the wrapper.
+    raised = failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
     return isinstance(raised, NAMED) or not isinstance(raised, OF_A_LOST_PEER)

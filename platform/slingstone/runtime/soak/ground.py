@@ -50,7 +50,13 @@ class Tracking:
         command += [f"--artifacts-destination={self._directory / 'artifacts'}"]
         with (self._directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self._directory
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self._directory,
+                # For jobs it would keep a directory in /dev/shm, which a killed server leaves there.
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         deadline = time.monotonic() + START_S
         while not self._answers():

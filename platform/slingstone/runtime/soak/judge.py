@@ -14,6 +14,7 @@ from slingstone.runtime.history import checkpoints
 from slingstone.runtime.manifest import FILE
 from slingstone.runtime.shards import read
 from slingstone.runtime.soak.meter import Level, Who
+from slingstone.runtime.soak.processes import DAEMONS
 
 TIMES = ("seconds/", "seconds_per_image")
 """Parts of the names of metrics that differ from run to run."""
@@ -133,13 +134,17 @@ def shared_memory() -> set[str]:
 
 
 def flat(levels: Iterable[Level]) -> Verdict:
-    """Say whether the memory of long-lived processes stayed level."""
+    """Say whether the memory of the run's long-lived processes stayed level; Ray's daemons are told apart."""
     found = list(levels)
     grown = [one for one in found if not one.flat]
-    worst = max((one.growth for one in found), default=0.0)
-    names = ", ".join(f"{one.who.role} {one.growth:+.1%}" for one in grown)
-    detail = f"{len(found)} processes, at most {worst:+.1%}{'; grown: ' + names if grown else ''}"
-    return Verdict("memory and open files of long-lived processes stay level, within 5 %", not grown, detail)
+    own = [one for one in found if one.who.role not in DAEMONS]
+    worst = max((one.growth for one in own), default=0.0)
+    ours, rays = (
+        ", ".join(f"{one.who.role} {one.growth:+.1%}" for one in grown if (one.who.role in DAEMONS) is daemon)
+        for daemon in (False, True)
+    )
+    detail = f"{len(own)} processes, at most {worst:+.1%}; grown: {ours or 'none'}; of Ray's daemons: {rays or 'none'}"
+    return Verdict("memory and open files of the run's processes stay level, within 5 %", not ours, detail)
 
 
 def _lives(who: Who) -> bool:

@@ -8,6 +8,8 @@ import psutil
 RAY_TITLE = re.compile(r"ray::([\w:-]+)")
 PROGRAMS = ("gcs_server", "raylet", "log_monitor", "dashboard", "monitor")
 """Ray's own, by a part of the path of their program."""
+DAEMONS = {*PROGRAMS, "DashboardAgent", "RuntimeEnvAgent"}
+"""Roles of what a cluster runs without a job: a run can neither free their memory nor close their files."""
 
 
 def role(command: list[str]) -> str | None:
