@@ -1,5 +1,6 @@
 """What the ranks of the memory tests run: bytes of an engine alone, and of a whole trainer, under any engine."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from slingstone.runtime.assembly import load_family
 from slingstone.runtime.benchmark.architecture import trainer_of
 
 SCENES = Path(__file__).resolve().parents[2] / "configs" / "align" / "scenes.yaml"
-WIDTH, LAYERS = 128, 24
+WIDTH, LAYERS = 128, 18
 WEIGHTS = LAYERS * WIDTH**2
 
 
@@ -35,6 +36,7 @@ def _engine_bytes(runtime: Runtime) -> dict[str, Any]:
         network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
         built = engine.build_engine(network, Optimizer(lr=1e-3), runtime, 1.0)
         for _ in range(2):
+            gc.collect()  # what the step before left in cycles is not this one's
             live.peak = live.now
             resting = live.now
             built.backward(built(image).sum())
@@ -51,6 +53,7 @@ def whole_trainer(directory: Path, runtime: Runtime) -> dict[str, object]:
         averaged = sharing_copy(family.generator)
         trainer = trainer_of(family, "recomputed", batch, batch, runtime)
         trainer.step()
+        gc.collect()
         resting, live.peak = live.now, live.now
         trainer.step()
     assert averaged is not family.generator

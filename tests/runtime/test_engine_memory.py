@@ -68,6 +68,7 @@ def trainers(tmp_path_factory):
     return directory, torch.load(directory / "results.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", TRAINERS)
 def test_a_rank_that_trains_holds_what_is_estimated(trainers, label):
     directory, found = trainers
