@@ -82,7 +82,9 @@ def full_disk(scene: Scene) -> str:
     before = trainer.rlimit(resource.RLIMIT_FSIZE)
     trainer.rlimit(resource.RLIMIT_FSIZE, (largest // 2, resource.RLIM_INFINITY))
     try:
-        scene.wait(lambda: scene.ground.said(scene.job).count("cannot be saved") > told, "a save that fails", poll_s=1.0)
+        scene.wait(
+            lambda: scene.ground.said(scene.job).count("cannot be saved") > told, "a save that fails", poll_s=1.0
+        )
     finally:
         trainer.rlimit(resource.RLIMIT_FSIZE, before)
     return "a checkpoint could not be saved"
