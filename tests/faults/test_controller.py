@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from slingstone.runtime import launch
 from tests.faults import ranks
+from tests.faults.test_training import assert_same_end
 from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
 from tests.runtime.conftest import micro, micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
 
@@ -26,9 +25,4 @@ def test_a_run_outlives_its_controller_and_cleaner_and_ends_bit_by_bit_as_undist
     said: list[str] = []
     found = launch.align(micro(*ALONE, "name=orphaned"), said.append, rank=ranks.orphaned)
     assert any("starting again from checkpoint" in line for line in said), said
-    weights = [
-        load_file(tmp_path / "align" / name / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
-        for name in ("undisturbed", "orphaned")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert found["aligned"]["rewards"] == expected["aligned"]["rewards"]
+    assert_same_end(tmp_path, expected, found)
