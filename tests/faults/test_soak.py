@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 
@@ -63,6 +63,39 @@ def test_a_short_soak_holds_all_that_the_long_one_shows(tmp_path, monkeypatch):
     assert len(outcome.done) == 3
     for verdict in outcome.verdicts:  # but for memory, which takes longer to tell
         assert verdict.holds or verdict.claim.startswith("memory"), verdict
+
+
+def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch):
+    ground = _Endless()
+    scene = Scene(load(CONFIG), ground, Random(0))
+
+    def no_show(_: Scene) -> str:
+        raise TimeoutError("not within 1 s: a replica")
+
+    monkeypatch.setitem(cast("dict[str, object]", FAULTS), "replica", no_show)
+    monkeypatch.setattr(scene, "position", lambda: 30)
+    with pytest.raises(RuntimeError, match=r"replica: not within 1 s.*what it said"):
+        play(scene, [Fault(30, "replica")], print)
+    assert ground.stopped == ["job"]
+
+
+class _Endless(Ground):
+    """A head whose job runs until it is stopped."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    def submit(self, *command: str) -> str:
+        return "job"
+
+    def ended(self, job: str) -> bool:
+        return job in self.stopped
+
+    def said(self, job: str) -> str:
+        return "what it said"
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
 
 
 def test_the_shipped_soak_is_two_thousand_steps_on_one_worker_and_knows_all_its_faults():

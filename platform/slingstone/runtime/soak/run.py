@@ -129,29 +129,37 @@ def play(scene: Scene, faults: Sequence[Fault], say: Say) -> tuple[float, list[t
     """Run to the end, with faults on the way; return the seconds, and what was done.
 
     Raises:
-        RuntimeError: the run did not come to its end, or a fault did not show; with what the run said last.
+        RuntimeError: the run did not come to its end, or a fault did not show; with what the run said last. The job is
+            stopped then.
     """
     start, waiting, done = time.monotonic(), list(faults), []
-    scene.submit()
-    while True:
-        if scene.ground.ended(scene.job):
-            if scene.ground.succeeded(scene.job):
-                if UNDELIVERED not in scene.ground.said(scene.job):
-                    break
-            elif not scene.again:
-                raise RuntimeError(f"{scene.run.name} failed: {scene.ground.said(scene.job)[-3000:]}")
-            scene.submit()
-        if waiting and not scene.again and (position := scene.position()) >= waiting[0].images:
-            fault = waiting.pop(0)
-            try:
-                did = FAULTS[fault.kind](scene)
-            except TimeoutError as error:
-                raise RuntimeError(f"{fault.kind}: {error}; {scene.ground.said(scene.job)[-3000:]}") from error
-            done.append((fault, did))
-            say(f"{time.monotonic() - start:5.0f} s  {position:>6} images  {fault.kind}: {did}")
-        time.sleep(POLL_S)
+    with scene:
+        while not _over(scene):
+            if waiting and not scene.again and (position := scene.position()) >= waiting[0].images:
+                fault = waiting.pop(0)
+                try:
+                    did = FAULTS[fault.kind](scene)
+                except TimeoutError as error:
+                    raise RuntimeError(f"{fault.kind}: {error}; {scene.ground.said(scene.job)[-3000:]}") from error
+                done.append((fault, did))
+                say(f"{time.monotonic() - start:5.0f} s  {position:>6} images  {fault.kind}: {did}")
+            time.sleep(POLL_S)
     if waiting:
         raise RuntimeError(f"{scene.run.name} ended before {len(waiting)} of its faults")
     took = time.monotonic() - start
     say(f"{took:5.0f} s  {scene.run.name} ended")
     return took, done
+
+
+def _over(scene: Scene) -> bool:
+    """Return whether the run came to its end; a job that ended on the way to it is submitted again."""
+    if not scene.ground.ended(scene.job):
+        return False
+    said = scene.ground.said(scene.job)
+    if scene.ground.succeeded(scene.job):
+        if UNDELIVERED not in said:
+            return True
+    elif not scene.again:
+        raise RuntimeError(f"{scene.run.name} failed: {said[-3000:]}")
+    scene.submit()
+    return False

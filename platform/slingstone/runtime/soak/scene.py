@@ -22,7 +22,7 @@ TRAINER, REPLICA = "RayTrainWorker", "ServeReplica"
 
 
 class Scene:
-    """One run that a job works on.
+    """One run that a job works on; as a context, it submits the job, and stops one that is left in the middle.
 
     Args:
         run: what is run.
@@ -39,6 +39,15 @@ class Scene:
         self.job = ""
         self.again = False
         """Whether the job was made to end, so that it is to be submitted again."""
+
+    def __enter__(self) -> "Scene":
+        self.submit()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if any(raised) and not self.ground.ended(self.job):
+            self.ground.stop_job(self.job)
+            self.wait(lambda: self.ground.ended(self.job), "the end of a job that was stopped")
 
     def submit(self) -> None:
         """Submit the job; the same command each time."""
