@@ -10,7 +10,7 @@ import yaml
 from slingstone.config import ConfigError, load_as
 from slingstone.config.claims import Claims
 from slingstone.runtime.claims import plan
-from slingstone.runtime.claims.matching import Mean, at, matched, mean_of, targets
+from slingstone.runtime.claims.matching import Mean, at, differences, matched, mean_of, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["runtime.num_workers=1", "runtime.engine=torch", "rewards.backend=in_process", "evaluation.reference=null"]
@@ -87,12 +87,20 @@ def test_arms_are_matched_where_all_curves_reach_and_by_straight_lines():
     steep, flat = [(0.0, 0.0), (4.0, 8.0)], [(1.0, 5.0), (5.0, 5.0), (3.0, 5.0)]
     assert targets([steep, flat]) == pytest.approx((2.0, 3.0, 4.0))
     assert at(steep, 3.0) == 6.0
-    found = matched({"steep": [steep, [(0.0, 2.0), (4.0, 10.0)]], "flat": [flat]}, 3.0)
-    assert found == {"steep": Mean(7.0, pytest.approx(1.0)), "flat": Mean(5.0, None)}
+    found = matched({"steep": {0: steep, 7: [(0.0, 2.0), (4.0, 10.0)]}, "flat": {7: flat}}, 3.0)
+    assert found == {"steep": {0: 6.0, 7: 8.0}, "flat": {7: 5.0}}
+    assert mean_of(list(found["steep"].values())) == pytest.approx(Mean(7.0, 1.0))
     assert targets([steep, [(6.0, 0.0), (7.0, 0.0)]]) == (), "no common range, no extrapolation"
     with pytest.raises(ValueError, match="not between"):
         at(steep, 5.0)
     assert mean_of([]) is None
+
+
+def test_differences_are_taken_seed_by_seed_where_both_arms_have_one():
+    first, other = {0: 1.0, 1: 5.0, 2: 9.0}, {2: 9.5, 0: 1.3, 3: 100.0}
+    found = differences({"first": first, "other": other, "strange": {4: 1.0}})
+    assert found["other"] == pytest.approx(Mean(0.4, 0.1))
+    assert found == {"other": found["other"], "strange": None}
 
 
 def leave(planned: plan.Plan, run: str, pickscore: float, hps: float) -> None:
@@ -128,6 +136,7 @@ def test_the_document_compares_arms_at_the_same_trained_reward(write_claims):
     text = driver.write(planned, "make claims", {}).read_text()
     for level, huber, kl in (("2", 2.1, -1.9), ("3", 3.1, -2.9), ("4", 4.1, -3.9)):
         assert f"| {level} | huber | {huber:.4g} ± 0.1 |\n| {level} | kl | {kl:.4g} ± 0.1 |" in text
+        assert f"| {level} | kl - huber | {kl - huber:.4g} ±" in text, "what the seeds share is no error of it"
     for name in ("distances.png", "distances-pictures.png", "same.png", "same-pictures.png"):
         assert f"](claims/{name})" in text
         assert (planned.directory / "claims" / name).is_file()

@@ -1,12 +1,17 @@
 """The studies as a document for people: tables, pictures, seeds and the command."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from slingstone.config.claims import Study
-from slingstone.runtime.claims.matching import Mean, matched, targets
+from slingstone.runtime.claims.matching import BySeed, Mean, differences, matched, mean_of, targets
 from slingstone.runtime.claims.results import TRAINED, Results
 from slingstone.runtime.tracking import git_commit
+
+PAIRED = (
+    "Differences, seed by seed (a seed has the same prompts and noise in all arms, in training and evaluation; what "
+    "they share cancels):"
+)
 
 
 def markdown(results: Results, command: str, pictures: dict[str, list[Path]]) -> str:
@@ -43,6 +48,11 @@ def _study(results: Results, study: Study) -> Iterator[str]:
     yield table([["", *results.metrics, "seeds"], *_rows(results, study)])
     if study.matched:
         yield from _matched(results, study)
+    elif len(groups := results.groups(study)) > 1:
+        found = [{name: results.by_seed(cells, metric) for name, cells in groups.items()} for metric in results.metrics]
+        if rows := list(_differences(found)):
+            yield PAIRED
+            yield table([["", *results.metrics], *rows])
     if rivals := results.rivals(study):
         names = [*results.metrics, "network_evaluations", "seconds_per_image"]
         rows = [["", *names]]
@@ -62,8 +72,8 @@ def _rows(results: Results, study: Study) -> Iterator[list[str]]:
 
 def _matched(results: Results, study: Study) -> Iterator[str]:
     """Yield the arms at equal trained reward."""
-    arms = results.curves(study, TRAINED)
-    levels = targets([curve for curves in arms.values() for curve in curves])
+    arms, metrics = results.curves(study, TRAINED), results.plan.claims.metrics
+    levels = targets([curve for curves in arms.values() for curve in curves.values()])
     if not levels:
         yield "The arms have no range of trained reward in common yet."
         return
@@ -71,11 +81,27 @@ def _matched(results: Results, study: Study) -> Iterator[str]:
         "At equal trained reward, linear between the weights that were tried, each seed for itself; the levels lie at "
         "one third, two thirds and the end of the range that all arms and seeds reach:"
     )
-    rows = [["trained reward", "arm", *results.plan.claims.metrics]]
+    rows, paired = [["trained reward", "arm", *metrics]], [["trained reward", "", *metrics]]
     for level in levels:
-        columns = [matched(results.curves(study, metric), level) for metric in results.plan.claims.metrics]
-        rows += [[f"{level:.4g}", arm, *(cell(column.get(arm)) for column in columns)] for arm in arms]
+        found = [matched(results.curves(study, metric), level) for metric in metrics]
+        rows += [
+            [f"{level:.4g}", arm, *(cell(mean_of(list(column[arm].values()))) for column in found)] for arm in arms
+        ]
+        paired += [[f"{level:.4g}", *row] for row in _differences(found)]
     yield table(rows)
+    if len(arms) > 1:
+        yield PAIRED
+        yield table(paired)
+
+
+def _differences(columns: Sequence[Mapping[str, BySeed]]) -> Iterator[list[str]]:
+    """Yield a row for every arm but the first: how far it is from that, a column a metric."""
+    means = [differences(column) for column in columns]
+    first = next(iter(columns[0]))
+    for name in means[0]:
+        row = [cell(column.get(name)) for column in means]
+        if any(row):
+            yield [f"{name} - {first}", *row]
 
 
 def _trained(results: Results) -> str:

@@ -12,6 +12,9 @@ SHARES = (1 / 3, 2 / 3, 1.0)
 Curve = Sequence[tuple[float, float]]
 """Points (trained reward, another number) of one arm and one seed."""
 
+BySeed = Mapping[int, float]
+"""A number of one arm by its seed."""
+
 
 class Mean(NamedTuple):
     """Mean and standard error over seeds; the error is None for a single one."""
@@ -47,6 +50,12 @@ def at(curve: Curve, x: float) -> float:
     raise ValueError(f"{x} is not between {ordered[0][0]} and {ordered[-1][0]}")
 
 
-def matched(arms: Mapping[str, Sequence[Curve]], x: float) -> dict[str, Mean | None]:
-    """Return every arm's mean over its seeds at the same trained reward."""
-    return {name: mean_of([at(curve, x) for curve in curves]) for name, curves in arms.items()}
+def matched(arms: Mapping[str, Mapping[int, Curve]], x: float) -> dict[str, dict[int, float]]:
+    """Return every arm's value at the same trained reward, seed by seed."""
+    return {name: {seed: at(curve, x) for seed, curve in curves.items()} for name, curves in arms.items()}
+
+
+def differences(arms: Mapping[str, BySeed]) -> dict[str, Mean | None]:
+    """Return what every further arm has more than the first, over their common seeds; what both share cancels."""
+    (_, first), *others = arms.items()
+    return {name: mean_of([found[seed] - first[seed] for seed in found if seed in first]) for name, found in others}

@@ -45,18 +45,23 @@ class Results:
                 groups.setdefault(label(cell), []).append(cell)
         return groups
 
+    def by_seed(self, cells: Sequence[Cell], metric: str) -> dict[int, float]:
+        """Return a number of the cells that have it, by their seeds."""
+        known = [cell for cell in cells if metric in self.found.get(cell.run, {})]
+        return {cell.seed: self.found[cell.run][metric] for cell in known}
+
     def mean(self, cells: Sequence[Cell], metric: str) -> Mean | None:
         """Return a number over the seeds that have it."""
-        return mean_of([self.found[cell.run][metric] for cell in cells if metric in self.found.get(cell.run, {})])
+        return mean_of(list(self.by_seed(cells, metric).values()))
 
-    def curves(self, study: Study, metric: str) -> dict[str, list[Curve]]:
-        """Return each arm's curves of a number over the trained reward, a curve a seed."""
-        arms: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    def curves(self, study: Study, metric: str) -> dict[str, dict[int, Curve]]:
+        """Return each arm's curves of a number over the trained reward, by seed."""
+        arms: dict[str, dict[int, Curve]] = {}
         for cell in self.plan.cells:
             if cell.study == study.name and metric in (found := self.found.get(cell.run, {})):
-                points = arms.setdefault(cell.arm, {}).setdefault(cell.seed, [])
-                points.append((found[TRAINED], found[metric]))
-        return {arm: list(seeds.values()) for arm, seeds in arms.items()}
+                seeds = arms.setdefault(cell.arm, {})
+                seeds[cell.seed] = (*seeds.get(cell.seed, ()), (found[TRAINED], found[metric]))
+        return arms
 
     def other(self, study: Study, name: str) -> dict[str, Mean]:
         """Return the numbers of another evaluation of the study's runs, `init` or the rival's, a run a seed."""
