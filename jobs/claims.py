@@ -28,7 +28,9 @@ def study(given: argparse.Namespace) -> None:
         return
     from slingstone.runtime.claims import driver  # imports torch and ray, which take seconds
 
-    driver.study(planned, " ".join(["python jobs/claims.py", given.config, *given.overrides]), entry.say)
+    # Where results lie changes none of them.
+    told = [override for override in given.overrides if not override.startswith("storage=")]
+    driver.study(planned, " ".join(["python jobs/claims.py", given.config, *told]), entry.say)
 
 
 if __name__ == "__main__":
