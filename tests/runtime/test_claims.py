@@ -89,7 +89,7 @@ def test_arms_are_matched_where_all_curves_reach_and_by_straight_lines():
     assert at(steep, 3.0) == 6.0
     found = matched({"steep": {0: steep, 7: [(0.0, 2.0), (4.0, 10.0)]}, "flat": {7: flat}}, 3.0)
     assert found == {"steep": {0: 6.0, 7: 8.0}, "flat": {7: 5.0}}
-    assert mean_of(list(found["steep"].values())) == pytest.approx(Mean(7.0, 1.0))
+    assert mean_of(found["steep"].values()) == pytest.approx(Mean(7.0, 1.0))
     assert targets([steep, [(6.0, 0.0), (7.0, 0.0)]]) == (), "no common range, no extrapolation"
     with pytest.raises(ValueError, match="not between"):
         at(steep, 5.0)

@@ -72,8 +72,9 @@ def _rows(results: Results, study: Study) -> Iterator[list[str]]:
 
 def _matched(results: Results, study: Study) -> Iterator[str]:
     """Yield the arms at equal trained reward."""
-    arms, metrics = results.curves(study, TRAINED), results.plan.claims.metrics
-    levels = targets([curve for curves in arms.values() for curve in curves.values()])
+    metrics = results.plan.claims.metrics
+    trained, *curves = (results.curves(study, metric) for metric in (TRAINED, *metrics))
+    levels = targets([curve for seeds in trained.values() for curve in seeds.values()])
     if not levels:
         yield "The arms have no range of trained reward in common yet."
         return
@@ -83,13 +84,11 @@ def _matched(results: Results, study: Study) -> Iterator[str]:
     )
     rows, paired = [["trained reward", "arm", *metrics]], [["trained reward", "", *metrics]]
     for level in levels:
-        found = [matched(results.curves(study, metric), level) for metric in metrics]
-        rows += [
-            [f"{level:.4g}", arm, *(cell(mean_of(list(column[arm].values()))) for column in found)] for arm in arms
-        ]
+        found = [matched(arms, level) for arms in curves]
+        rows += [[f"{level:.4g}", arm, *(cell(mean_of(column[arm].values())) for column in found)] for arm in trained]
         paired += [[f"{level:.4g}", *row] for row in _differences(found)]
     yield table(rows)
-    if len(arms) > 1:
+    if len(trained) > 1:
         yield PAIRED
         yield table(paired)
 

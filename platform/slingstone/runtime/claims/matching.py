@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Mean(NamedTuple):
     error: float | None
 
 
-def mean_of(values: Sequence[float]) -> Mean | None:
+def mean_of(values: Collection[float]) -> Mean | None:
     """Return mean and standard error, None if there is nothing."""
     if not values:
         return None

@@ -52,7 +52,7 @@ class Results:
 
     def mean(self, cells: Sequence[Cell], metric: str) -> Mean | None:
         """Return a number over the seeds that have it."""
-        return mean_of(list(self.by_seed(cells, metric).values()))
+        return mean_of(self.by_seed(cells, metric).values())
 
     def curves(self, study: Study, metric: str) -> dict[str, dict[int, Curve]]:
         """Return each arm's curves of a number over the trained reward, by seed."""
