@@ -51,10 +51,11 @@ sweep: $(STAMP) ## vary the run's configuration and find what is best held out, 
 evaluate: $(STAMP) ## judge models side by side on sets of prompts, in the same way
 	$(call submit,jobs/evaluate.py $(EVALUATE))
 
+claims: STUDIES = $(basename $(notdir $(CLAIMS)))
 claims: $(STAMP) ## put the paper's claims to the test, in hours; finished runs are kept, and docs/claims.md is rewritten
 	$(call submit,jobs/claims.py $(CLAIMS))
-	@mkdir -p docs/claims && cp $(STORAGE)/claims/$(basename $(notdir $(CLAIMS)))/claims.md docs/claims.md && \
-	  cp $(STORAGE)/claims/$(basename $(notdir $(CLAIMS)))/claims/*.png docs/claims/
+	@mkdir -p docs/claims && cp $(STORAGE)/claims/$(STUDIES)/claims.md docs/$(patsubst scenes%,claims%,$(STUDIES)).md && \
+	  cp $(STORAGE)/claims/$(STUDIES)/claims/*.png docs/claims/
 
 world: $(STAMP) ## train what is missing of the embedded world; some two hours on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python jobs/build_world.py configs/world/scenes.yaml
