@@ -183,6 +183,21 @@ def test_the_path_that_made_the_difference_has_the_importance(write_sweep):
     assert importances(few.sweep, [row(number) for number in range(3)]) == {}
 
 
+def test_trials_that_were_stopped_early_come_after_the_complete_ones(write_sweep):
+    few = planned(write_sweep())
+
+    def row(name: str, outcome: str, score: float) -> dict:
+        metrics = {"rewards/hps": score, "rewards/pickscore": score, "diversity": score}
+        values = {"objective.reward_weight": 1.0}
+        told = {"images": 8, "outcome": outcome, "reason": "", "pareto": False}
+        return {"name": name, "values": values, "metrics": metrics, **told}
+
+    trials = [row("short", "stopped early", 0.9), row("low", "complete", 0.1), row("high", "complete", 0.2)]
+    written = table.markdown(few.sweep, {"trials": trials, "importances": {}, "recommended": "high"})
+    assert written.index("| high") < written.index("| low") < written.index("| short")
+    assert "does not compare" in written
+
+
 @pytest.mark.ray
 def test_an_interrupted_sweep_goes_on_past_a_failed_trial_to_a_recommended_run(cluster, write_sweep, tmp_path):
     # Adam's first step is as long as the learning rate, so that this one leaves no finite picture.

@@ -14,7 +14,9 @@ FEWEST = 4
 def importances(sweep: Sweep, trials: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return, for the signal and each objective, each path's share of the variance between trials.
 
-    Trials that were stopped early count with their last evaluation; fewer than `FEWEST` give nothing.
+    Args:
+        sweep: what was varied.
+        trials: those that came to their end, whose evaluations are alike; fewer than `FEWEST` give nothing.
     """
     metrics = dict.fromkeys([sweep.signal.metric, *(entry.metric for entry in sweep.objectives)])
     return {metric: found for metric in metrics if (found := _shares(sweep, trials, metric))}

@@ -49,7 +49,7 @@ def collect(plan: Plan, parent: tracking.Run) -> dict[str, Any]:
         "mlflow_uri": parent.uri,
         "mlflow_run_id": parent.run_id,
         "trials": trials,
-        "importances": importances(plan.sweep, trials),
+        "importances": importances(plan.sweep, complete),
         "recommended": best["name"],
     }
     _write(plan, summary, complete, best, parent)
