@@ -131,7 +131,7 @@ def test_no_trial_may_be_stopped_before_its_generator_has_taken_a_step(write_swe
 def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(write_sweep):
     names = {"objectives": (Metric(metric="a"), Metric(metric="b", mode="min")), "signal": Metric(metric="hps")}
     run = planned(write_sweep())
-    few = plan.Plan(run.sweep.model_copy(update=names), run.run)
+    few = plan.Plan(run.sweep.model_copy(update=names), run.run, run.written)
 
     def row(name: str, a: float, b: float, hps: float) -> dict:
         return {"name": name, "metrics": {"a": a, "b": b, "hps": hps}}
@@ -145,7 +145,7 @@ def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(writ
     assert [found["name"] for found in results.front(few, rows)] == ["high", "low", "twin"]
     assert results.recommended(few, rows)["name"] == "low"
     worse = few.sweep.model_copy(update={"signal": Metric(metric="hps", mode="min")})
-    assert results.recommended(plan.Plan(worse, few.run), rows)["name"] == "twin"
+    assert results.recommended(plan.Plan(worse, few.run, few.written), rows)["name"] == "twin"
 
 
 def test_the_search_learns_from_all_objectives_and_stays_in_the_ranges(write_sweep):
@@ -181,6 +181,18 @@ def test_the_path_that_made_the_difference_has_the_importance(write_sweep):
     assert found.keys() == {"rewards/hps"}, "no trial says anything of the others"
     assert found["rewards/hps"]["objective.guidance.scale"] > 0.9
     assert importances(few.sweep, [row(number) for number in range(3)]) == {}
+
+
+def test_a_sweep_goes_on_from_another_copy_of_the_working_directory(write_sweep, tmp_path, monkeypatch):
+    path = write_sweep(overrides=["data.prompts=prompts.txt"])
+    for copy in ("first", "second"):
+        (tmp_path / copy).mkdir()
+        (tmp_path / copy / "prompts.txt").write_text("a red circle\n")
+        monkeypatch.chdir(tmp_path / copy)
+        few = planned(path)
+        few.begin()
+        assert few.trial("few-1", {}).data.prompts == str(tmp_path / copy / "prompts.txt")
+    assert load(few.run_file, []).data.prompts == "prompts.txt", "what is recommended is as it was given"
 
 
 def test_trials_that_were_stopped_early_come_after_the_complete_ones(write_sweep):

@@ -20,12 +20,14 @@ class Plan:
 
     Attributes:
         sweep: the configuration, its storage absolute.
-        run: the run that is varied, the sweep's overrides applied and its paths absolute; what is recommended at the
-            end is this run with the values of the best trial.
+        run: the run that is varied, the sweep's overrides applied and its paths absolute.
+        written: the same with the paths as they were given, since a job's working directory is another at each
+            submission; what is recommended at the end is this run with the values of the best trial.
     """
 
     sweep: Sweep
     run: Experiment
+    written: Experiment
 
     @property
     def directory(self) -> Path:
@@ -34,8 +36,13 @@ class Plan:
 
     @property
     def run_file(self) -> Path:
-        """The run as the trials load it; `begin` writes it."""
+        """The run as it was given; `begin` writes it."""
         return self.directory / "run.yaml"
+
+    @property
+    def trials_file(self) -> Path:
+        """The run as the trials load it, its paths those of this submission; `begin` writes it."""
+        return self.directory / "resolved.yaml"
 
     @property
     def num_trials(self) -> int:
@@ -47,7 +54,7 @@ class Plan:
     def trial(self, name: str, values: Mapping[str, Any]) -> Experiment:
         """Return the run of one trial; every process of the cluster reads it from the same file."""
         own = [f"name={name}", f"storage={self.sweep.storage}", "rewards.lifecycle=external"]
-        return load(self.run_file, [*assignments(values), *self.sweep.trial_overrides, *own])
+        return load(self.trials_file, [*assignments(values), *self.sweep.trial_overrides, *own])
 
     def begin(self) -> None:
         """Write down what is about to run, or continue what was begun.
@@ -56,12 +63,14 @@ class Plan:
             ValueError: a sweep of this name was begun with another configuration.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path, text in ((self.directory / "sweep.yaml", to_yaml(self.sweep)), (self.run_file, to_yaml(self.run))):
+        texts = {self.directory / "sweep.yaml": to_yaml(self.sweep), self.run_file: to_yaml(self.written)}
+        for path, text in texts.items():
             if path.is_file() and path.read_text() != text:
                 raise ValueError(
                     f"name = {self.sweep.name!r}: {path} is of another sweep; give this one another name, "
                     "or delete the directory"
                 )
+        for path, text in (texts | {self.trials_file: to_yaml(self.run)}).items():
             path.write_text(text)
 
 
@@ -73,14 +82,15 @@ def prepare(sweep: Sweep) -> Plan:
     """
     source = preflight.located(sweep.run)
     storage = str(Path(sweep.storage).resolve())
-    run = preflight.prepare(load(source, [*sweep.overrides, f"storage={storage}"]))
+    written = load(source, [*sweep.overrides, f"storage={storage}"])
+    run = preflight.prepare(written)
     for number, values in enumerate(_corners(sweep)):
         varied = load(source, [*sweep.overrides, *assignments(values), *sweep.trial_overrides])
         if number == 0:
             _check_metrics(sweep, varied)
         _check_signal(sweep, varied)
         _check_grace(sweep, varied)
-    return Plan(sweep.model_copy(update={"storage": storage}), run)
+    return Plan(sweep.model_copy(update={"storage": storage}), run, written)
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
