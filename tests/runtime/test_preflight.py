@@ -34,6 +34,15 @@ def test_paths_are_found_from_the_working_directory_then_from_the_root(tmp_path,
     assert located("stabilityai/sdxl-turbo") == "stabilityai/sdxl-turbo"
 
 
+def test_sources_that_were_unpacked_for_a_job_and_are_gone_are_found_beside_this_source(tmp_path):
+    file = "platform/slingstone/world/scenes/prompts/train.txt"
+    unpacked = tmp_path / "working_dir_files" / "_ray_pkg_0d0b" / file
+    assert located(str(unpacked)) == str(ROOT / file)
+    unpacked.parent.mkdir(parents=True)
+    unpacked.write_text("a red circle")
+    assert located(str(unpacked)) == str(unpacked), "while they are there, they are what the job saw"
+
+
 def test_hub_ids_pass_and_stay_as_they_are(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")

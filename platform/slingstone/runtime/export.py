@@ -11,6 +11,7 @@ import torch
 from slingstone.config import Experiment, load
 from slingstone.networks.onnx_file import OnnxCheck, write_onnx
 from slingstone.networks.protocol import ModelFamily
+from slingstone.runtime import preflight
 from slingstone.runtime.assembly import load_family
 from slingstone.runtime.card import Provenance, model_card
 from slingstone.runtime.checkpoint import facts_of
@@ -91,7 +92,8 @@ def _run_of(directory: Path) -> Experiment:
     file = directory / "config.yaml"
     if not file.is_file():
         raise ValueError(f"run {str(directory)!r} has no config.yaml; give <storage>/align/<name> of a run")
-    return load(file)
+    run = load(file)
+    return run.model_copy(update={"models": preflight.located_models(run.models)})
 
 
 def _provenance(asked: Request, images: int) -> Provenance:

@@ -1,7 +1,6 @@
 """What an earlier run of the same name left in its directory, and whether this one may continue it."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slingstone.config import Experiment, flatten, load, to_yaml
-from slingstone.runtime.preflight import ROOT
+from slingstone.runtime.preflight import of_sources
 from slingstone.runtime.store import open_store
 from slingstone.runtime.tracking import redacted, sources
 
@@ -30,9 +29,6 @@ MAY_CHANGE = (
     "tracking.",
 )
 """Keys, or beginnings of keys, that do not change what a continued run computes."""
-
-UNPACKED = re.compile(r"^/.*/working_dir_files/[^/]+/")
-"""Where Ray unpacks a job's working directory."""
 
 
 def checkpoints(run: Experiment) -> str:
@@ -59,7 +55,7 @@ def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) 
     differing = [
         f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
         for key in sorted(before.keys() | now.keys())
-        if _of_sources(before.get(key)) != _of_sources(now.get(key)) and not key.startswith(MAY_CHANGE)
+        if _comparable(before.get(key)) != _comparable(now.get(key)) and not key.startswith(MAY_CHANGE)
     ]
     if differing:
         may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
@@ -69,12 +65,8 @@ def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) 
         )
 
 
-def _of_sources(value: str | None) -> str | None:
-    """Return a value; of a path into the sources, what comes after the place where this process found them.
-
-    Each cluster unpacks the sources that come with a job into a directory of its own.
-    """
-    return value and UNPACKED.sub("", value.removeprefix(f"{ROOT}/"))
+def _comparable(value: str | None) -> str | None:
+    return value and of_sources(value)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from slingstone.config import Data, Evaluation, Experiment
+from slingstone.config.tree import Models
 from slingstone.prompts import read_prompts
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/.+\.(safetensors|bin|pt|pth))?")
 """A repository, or a file of weights in one."""
 ROOT = Path(__file__).resolve().parents[3]
+UNPACKED = re.compile(r"^/.*/working_dir_files/[^/]+/")
+"""Where Ray unpacks a job's working directory."""
 
 
 def prepare(run: Experiment) -> Experiment:
@@ -28,15 +31,13 @@ def prepare(run: Experiment) -> Experiment:
         mistakes.append(f"storage = {run.storage!r}: is no directory; give one that all nodes see")
     if mistakes:
         raise ValueError("\n".join(mistakes))
-    parts = ("reference", "generator", "assistant", "reward_decoder")
-    models = {name: located(value) for name, value in run.models if name in parts and value}
     services = tuple(
         entry.model_copy(update={"checkpoint": located(entry.checkpoint)}) for entry in run.rewards.services
     )
     return run.model_copy(
         update={
             "storage": str(Path(run.storage).resolve()),
-            "models": run.models.model_copy(update=models),
+            "models": located_models(run.models),
             "rewards": run.rewards.model_copy(update={"services": services}),
             "data": run.data.model_copy(update={"prompts": located(run.data.prompts)}),
             "evaluation": run.evaluation.model_copy(update={"prompts": located(run.evaluation.prompts)}),
@@ -45,11 +46,28 @@ def prepare(run: Experiment) -> Experiment:
 
 
 def located(path: str) -> str:
-    """Return the absolute path of what exists in the working directory or beside the source; else the text itself."""
-    for base in (Path.cwd(), ROOT):
-        if (base / path).exists():
-            return str((base / path).resolve())
+    """Return the absolute path of what exists in the working directory or beside the source; else the text itself.
+
+    What a job recorded of sources that were unpacked for it, and are gone since, is found beside this source.
+    """
+    for place in (Path.cwd() / path, ROOT / path, ROOT / of_sources(path)):
+        if place.exists():
+            return str(place.resolve())
     return path
+
+
+def located_models(models: Models) -> Models:
+    """Return the models with absolute paths, hub ids as they are."""
+    parts = ("reference", "generator", "assistant", "reward_decoder")
+    return models.model_copy(update={name: located(value) for name, value in models if name in parts and value})
+
+
+def of_sources(value: str) -> str:
+    """Return a value; of a path into the sources, what comes after the place where a process found them.
+
+    Each cluster unpacks the sources that come with a job into a directory of its own.
+    """
+    return UNPACKED.sub("", value.removeprefix(f"{ROOT}/"))
 
 
 def fits(run: Experiment, available: Mapping[str, float]) -> None:

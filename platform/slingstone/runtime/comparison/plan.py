@@ -120,7 +120,7 @@ def prepare(settings: Comparison) -> Plan:
 
 def aligned_models(directory: str) -> Any:
     """Return the models section of a run, its generator replaced by what the run exported."""
-    models = load(Path(directory) / "config.yaml").models
+    models = preflight.located_models(load(Path(directory) / "config.yaml").models)
     return models.model_copy(update={"generator": str(Path(directory) / "pipeline"), "assistant": None})
 
 
@@ -130,9 +130,7 @@ def _located(entry: Any) -> Any:
     if isinstance(entry, Stock):
         weights = entry.weights and preflight.located(entry.weights)
         return entry.model_copy(update={"location": preflight.located(entry.location), "weights": weights})
-    models = entry.models
-    places = {name: preflight.located(getattr(models, name)) for name in ("reference", "generator")}
-    return entry.model_copy(update={"models": models.model_copy(update=places)})
+    return entry.model_copy(update={"models": preflight.located_models(entry.models)})
 
 
 def _files(entry: Any) -> Iterator[str]:
