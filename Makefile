@@ -67,7 +67,7 @@ stop: $(STAMP) ## stop the local Ray cluster that `make align` started
 	@$(BIN)/python jobs/head.py stop
 
 test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
-	$(BIN)/python -m pytest -m "not gpu and not slow and not ui" --cov=slingstone.objectives --cov=slingstone.trainer \
+	$(BIN)/python -m pytest -m "not gpu and not slow and not ui" --cov=slingstone.objectives --cov=slingstone.step \
 	  --cov=reward_services --cov-report=term --cov-fail-under=85
 
 test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, and save docs/mlflow-compare.png

@@ -8,9 +8,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load, to_yaml  # noqa: E402
-from slingstone.runtime import entry, preflight  # noqa: E402
+from slingstone.driver import (  # noqa: E402
+    preflight,
+    shell,
+)
 
-ARGUMENTS = entry.parser(
+ARGUMENTS = shell.parser(
     "Align a one-step generator with human preference.",
     config="configs/align/scenes.yaml",
     override="training.num_images=6400",
@@ -20,16 +23,16 @@ ARGUMENTS = entry.parser(
 
 def align(given: argparse.Namespace) -> None:
     """Check everything that can be checked here, then hand over to the driver."""
-    run = preflight.prepare(load(given.config, given.overrides))
+    experiment = preflight.prepare(load(given.config, given.overrides))
     if given.dry_run:
-        from slingstone.runtime import memory  # which may import torch, for unknown networks
+        from slingstone.plan import memory  # which may import torch, for unknown networks
 
-        print(to_yaml(run) + memory.describe(run), end="", flush=True)
+        print(to_yaml(experiment) + memory.describe(experiment), end="", flush=True)
         return
-    from slingstone.runtime import launch  # imports torch and ray, which take seconds
+    from slingstone.driver import launch  # imports torch and ray, which take seconds
 
-    launch.align(run, entry.say)
+    launch.align(experiment, shell.say)
 
 
 if __name__ == "__main__":
-    sys.exit(entry.run(align, ARGUMENTS))
+    sys.exit(shell.run(align, ARGUMENTS))

@@ -8,9 +8,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load  # noqa: E402
-from slingstone.runtime import entry, preflight  # noqa: E402
+from slingstone.driver import (  # noqa: E402
+    preflight,
+    shell,
+)
 
-ARGUMENTS = entry.parser(
+ARGUMENTS = shell.parser(
     "Measure a run's platform tax and the reward latency that it hides.",
     config="configs/align/scenes.yaml",
     override="training.batch_size=128",
@@ -21,11 +24,11 @@ ARGUMENTS.add_argument("--steps", type=int, default=4, help="training steps of a
 
 def bench(given: argparse.Namespace) -> None:
     """Check the run, then measure it beside a plain loop of the same maths."""
-    run = preflight.prepare(load(given.config, given.overrides))
-    from slingstone.runtime.benchmark import driver  # imports torch and ray, which take seconds
+    experiment = preflight.prepare(load(given.config, given.overrides))
+    from workbench.benchmark import platform_cost  # imports torch and ray, which take seconds
 
-    driver.bench(run, given.rounds, given.steps, entry.say)
+    platform_cost.bench(experiment, given.rounds, given.steps, shell.say)
 
 
 if __name__ == "__main__":
-    sys.exit(entry.run(bench, ARGUMENTS))
+    sys.exit(shell.run(bench, ARGUMENTS))

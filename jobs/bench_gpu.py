@@ -20,8 +20,8 @@ def main() -> int:
 
     import torch  # takes seconds
 
-    from slingstone.runtime.benchmark import gpu
-    from slingstone.runtime.benchmark.architecture import sdxl_like
+    from workbench.benchmark import gpu
+    from workbench.benchmark.architecture import sdxl_like
 
     if not given.tiny and not torch.cuda.is_available():
         print("error: no GPU that torch can use; --tiny runs the same on the CPU with tiny networks", file=sys.stderr)

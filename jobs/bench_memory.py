@@ -17,8 +17,8 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=2, help="pictures of a step")
     given = parser.parse_args()
 
-    from slingstone.runtime.benchmark import memory  # imports torch, which takes seconds
-    from slingstone.runtime.benchmark.architecture import sdxl_like
+    from workbench.benchmark import memory  # imports torch, which takes seconds
+    from workbench.benchmark.architecture import sdxl_like
 
     print(memory.table(memory.measure(sdxl_like(given.side, given.width, given.depth), given.batch)))
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this source, whatever is installed
 
-from reward_services.benchmark import run
+from workbench.reward_benchmark import run
 
 
 def main() -> int:

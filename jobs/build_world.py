@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from slingstone.world.recipe.settings import load_build
+from workbench.recipe.settings import load_build
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = load_build(Path(sys.argv[1]))
-    from slingstone.world.recipe.stages import build_world
+    from workbench.recipe.stages import build_world
 
     build_world(build)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
+from slingstone.compare import pieces  # noqa: E402
 from slingstone.config import Comparison, load_as, to_yaml  # noqa: E402
-from slingstone.runtime import entry  # noqa: E402
-from slingstone.runtime.comparison import plan  # noqa: E402
+from slingstone.driver import shell  # noqa: E402
 
-ARGUMENTS = entry.parser(
+ARGUMENTS = shell.parser(
     "Score any number of models on any sets of prompts.",
     config="configs/evaluate/scenes.yaml",
     override="prompts.parti.num_prompts=100",
@@ -21,14 +21,14 @@ ARGUMENTS = entry.parser(
 
 def evaluate(given: argparse.Namespace) -> None:
     """Check everything that can be checked here, then hand over to the driver."""
-    planned = plan.prepare(load_as(Comparison, given.config, given.overrides))
+    planned = pieces.prepare(load_as(Comparison, given.config, given.overrides))
     if given.dry_run:
         print(to_yaml(planned.settings), end="")
         return
-    from slingstone.runtime.comparison import driver  # imports torch and ray, which take seconds
+    from slingstone.compare import schedule  # imports torch and ray, which take seconds
 
-    driver.compare(planned, entry.say)
+    schedule.compare(planned, shell.say)
 
 
 if __name__ == "__main__":
-    sys.exit(entry.run(evaluate, ARGUMENTS))
+    sys.exit(shell.run(evaluate, ARGUMENTS))

@@ -23,10 +23,13 @@ def main() -> int:
     parser.add_argument("--public", action="store_true", help="let everybody see what --push creates")
     given = parser.parse_args()
     try:
-        from slingstone.runtime import export, hub  # imports torch, which takes seconds
+        from slingstone.export import (
+            hub,  # imports torch, which takes seconds
+            request,  # imports torch, which takes seconds
+        )
 
-        asked = export.Request(given.run, given.target, given.checkpoint, given.weights, given.precision, given.onnx)
-        export.export(asked, say=lambda line: print(line, flush=True))
+        asked = request.Request(given.run, given.target, given.checkpoint, given.weights, given.precision, given.onnx)
+        request.export(asked, say=lambda line: print(line, flush=True))
         if given.push:
             print(f"pushed    {hub.push(given.target, given.push, private=not given.public)}", flush=True)
     except ValueError as error:

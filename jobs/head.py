@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "platform"))
 
-from slingstone.runtime.head import Head  # noqa: E402
+from slingstone.driver.head import Head  # noqa: E402
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from reward_services.parity import check
+from workbench.parity import check
 
 
 def main() -> int:

@@ -9,11 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load  # noqa: E402
-from slingstone.runtime import entry  # noqa: E402
-from slingstone.runtime.scaling.model import DEVICES, Assumptions  # noqa: E402
-from slingstone.runtime.scaling.report import describe  # noqa: E402
+from slingstone.driver import shell  # noqa: E402
+from slingstone.plan.cost import DEVICES, Assumptions  # noqa: E402
+from slingstone.plan.report import describe  # noqa: E402
 
-ARGUMENTS = entry.parser(
+ARGUMENTS = shell.parser(
     "Model a run's step time and memory on 1 to 1,024 GPUs.",
     config="configs/align/sdxl.yaml",
     override="runtime.zero_stage=3",
@@ -32,4 +32,4 @@ def plan(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(entry.run(plan, ARGUMENTS))
+    sys.exit(shell.run(plan, ARGUMENTS))

@@ -8,9 +8,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load  # noqa: E402
-from slingstone.runtime import entry, preflight  # noqa: E402
+from slingstone.driver import (  # noqa: E402
+    preflight,
+    shell,
+)
 
-ARGUMENTS = entry.parser(
+ARGUMENTS = shell.parser(
     "Run twice, once under faults, and compare bit for bit.",
     config="configs/soak/scenes.yaml",
     override="training.num_images=400",
@@ -20,16 +23,16 @@ ARGUMENTS.add_argument("--faults", type=int, default=20, help="how many, spread 
 
 def soak(given: argparse.Namespace) -> None:
     """Soak on a head and an MLflow server of its own; an error names every claim that does not hold."""
-    run = preflight.prepare(load(given.config, given.overrides))
-    from slingstone.runtime import soak  # imports torch and ray, which take seconds
+    experiment = preflight.prepare(load(given.config, given.overrides))
+    from workbench import soak  # imports torch and ray, which take seconds
 
-    faults = soak.plan(run.seed, run.training.num_images, given.faults)
-    outcome = soak.soak(run, faults, entry.say)
-    entry.say(soak.report(outcome, Path(run.storage)))
+    faults = soak.plan(experiment.seed, experiment.training.num_images, given.faults)
+    outcome = soak.soak(experiment, faults, shell.say)
+    shell.say(soak.report(outcome, Path(experiment.storage)))
     if not outcome.holds:
         broken = [verdict.claim for verdict in outcome.verdicts if not verdict.holds]
         raise RuntimeError(f"it does not hold that {'; '.join(broken)}")
 
 
 if __name__ == "__main__":
-    sys.exit(entry.run(soak, ARGUMENTS))
+    sys.exit(shell.run(soak, ARGUMENTS))

@@ -8,10 +8,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import Sweep, load_as, to_yaml  # noqa: E402
-from slingstone.runtime import entry  # noqa: E402
-from slingstone.runtime.sweep import plan  # noqa: E402
+from slingstone.driver import shell  # noqa: E402
+from slingstone.sweep import trials  # noqa: E402
 
-ARGUMENTS = entry.parser(
+ARGUMENTS = shell.parser(
     "Vary a run's configuration and find what is best held out.",
     config="configs/sweep/scenes.yaml",
     override="search.trials=6",
@@ -21,14 +21,14 @@ ARGUMENTS = entry.parser(
 
 def sweep(given: argparse.Namespace) -> None:
     """Check the sweep and every value that its trials may get, then hand over to the driver."""
-    planned = plan.prepare(load_as(Sweep, given.config, given.overrides))
+    planned = trials.prepare(load_as(Sweep, given.config, given.overrides))
     if given.dry_run:
         print(to_yaml(planned.sweep), end="")
         return
-    from slingstone.runtime.sweep import driver  # imports torch and ray, which take seconds
+    from slingstone.sweep import search  # imports torch and ray, which take seconds
 
-    driver.sweep(planned, entry.say)
+    search.sweep(planned, shell.say)
 
 
 if __name__ == "__main__":
-    sys.exit(entry.run(sweep, ARGUMENTS))
+    sys.exit(shell.run(sweep, ARGUMENTS))

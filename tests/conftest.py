@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.micro_run import micro, micro_checkpoints, micro_tree, write_run  # noqa: F401
+from tests.reward_checkpoints import rewards_root  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Read when Ray, DeepSpeed or torch are first imported, and inherited by every worker process.

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slingstone.checkpoints.saving import Checkpoints
+from slingstone.checkpoints.state import Facts, State
+from slingstone.checkpoints.store import open_store
 from slingstone.config import Experiment, Optimizer, Runtime, flatten, load
-from slingstone.data import PromptSampler
+from slingstone.engines.engine import build_engine
 from slingstone.networks.adapters import Adapter, add_adapter, trained_part
-from slingstone.panel import RewardPanel, RunningScale
-from slingstone.runtime.checkpoint import Facts, State
-from slingstone.runtime.engine import build_engine
-from slingstone.runtime.saving import Checkpoints
-from slingstone.runtime.store import open_store
-from slingstone.trainer import StepSettings, Timesteps, Trainer
-from tests.trainer.conftest import LEVELS, linear_reward, make_world
+from slingstone.prompts.sampler import PromptSampler
+from slingstone.step.panel import RewardPanel, RunningScale
+from slingstone.step.trainer import StepSettings, Timesteps, Trainer
+from tests.step.conftest import LEVELS, linear_reward, make_world
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)

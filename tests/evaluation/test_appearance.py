@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slingstone.appearance import MEASURES, colourfulness, contrast, high_frequency
+from slingstone.evaluation.appearance import MEASURES, colourfulness, contrast, high_frequency
 
 GREY = torch.full((1, 3, 12, 12), 0.4)
 HALVES = torch.cat([torch.zeros(1, 3, 12, 6), torch.ones(1, 3, 12, 6)], 3)

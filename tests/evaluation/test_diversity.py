@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slingstone.diversity import coarse_pixel_rms, distance_named, mean_distances, pixel_rms
+from slingstone.evaluation.diversity import coarse_pixel_rms, distance_named, mean_distances, pixel_rms
 
 
 def test_distances_are_zero_between_equal_and_one_between_opposite_pictures() -> None:

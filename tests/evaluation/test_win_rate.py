@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from slingstone.evaluation import Evaluation, Row
-from slingstone.win_rate import paired_win_rate
+from slingstone.evaluation.protocol import Evaluation, Row
+from slingstone.evaluation.win_rate import paired_win_rate
 
 
 def scored(scores: dict[str, list[float | None]]) -> Evaluation:

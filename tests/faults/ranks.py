@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from slingstone.runtime import saving
-from slingstone.trainer import Trainer
+from slingstone.checkpoints import saving
+from slingstone.step.trainer import Trainer
 
 
 def once(directory: Path, name: str) -> bool:
@@ -90,7 +90,7 @@ _update_generator, _write = Trainer._update_generator, saving.write
 
 
 def _with(update: Callable[..., Any], write: Callable[..., Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    from slingstone.runtime.worker import align
+    from slingstone.worker.loop import align
 
     Trainer._update_generator, saving.write = update, write
     return align(dict(config))

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from slingstone.runtime import launch
+from slingstone.driver import launch
 from tests.faults import ranks
 from tests.faults.test_training import assert_same_end
-from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
-from tests.runtime.conftest import micro, micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 ALONE = (
@@ -20,7 +18,7 @@ ALONE = (
 )
 
 
-def test_a_run_outlives_its_controller_and_cleaner_and_ends_bit_by_bit_as_undisturbed(micro, tmp_path: Path):  # noqa: F811
+def test_a_run_outlives_its_controller_and_cleaner_and_ends_bit_by_bit_as_undisturbed(micro, tmp_path: Path):
     expected = launch.align(micro(*ALONE, "name=undisturbed"), print)
     said: list[str] = []
     found = launch.align(micro(*ALONE, "name=orphaned"), said.append, rank=ranks.orphaned)

@@ -10,12 +10,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slingstone import tracking
+from slingstone.checkpoints.manifest import Manifest
+from slingstone.checkpoints.run_directory import RunDirectory
+from slingstone.checkpoints.state import facts_of
 from slingstone.config import ConfigError, Experiment, flatten, load, to_yaml
-from slingstone.prompts import read_prompts
-from slingstone.runtime import tracking
-from slingstone.runtime.checkpoint import facts_of
-from slingstone.runtime.history import History
-from slingstone.runtime.manifest import DamagedCheckpoint, Manifest
+from slingstone.engines.shards import DamagedCheckpoint
+from slingstone.prompts.files import read_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = ROOT / "configs" / "align" / "scenes.yaml"
@@ -135,7 +136,7 @@ def test_credentials_in_the_environment_reach_no_file_and_no_param(tmp_path, mon
     monkeypatch.setenv("REWARD_SERVICES_TOKEN", SECRET)
     run = load(SCENES)
     assert tracking.tracking_uri(run) == uri, "what connects has them"
-    history = History(tmp_path / "align" / "scenes")
+    history = RunDirectory(tmp_path / "align" / "scenes")
     history.begin(run, uri, "id")
     history.end({"mlflow_uri": tracking.redacted(uri)})
     written = "\n".join(path.read_text() for path in history.directory.iterdir())

@@ -8,9 +8,9 @@ import mlflow
 import pytest
 from PIL import Image
 
-from slingstone.runtime import tracking
-from slingstone.runtime.journal import Journal
-from slingstone.runtime.tracking import Run
+from slingstone import tracking
+from slingstone.tracking import Run
+from slingstone.tracking.journal import Journal
 
 
 class Away:

@@ -14,10 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slingstone.runtime import launch
+from slingstone.driver import launch
 from tests.faults import ranks
-from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
-from tests.runtime.conftest import micro, micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 ALONE = (
@@ -32,7 +30,7 @@ METRICS = ("loss/assistant", "loss/divergence", "reward/pickscore", "grad_norm/g
 
 
 @pytest.fixture
-def undisturbed(micro, tmp_path) -> Callable[..., dict[str, Any]]:  # noqa: F811
+def undisturbed(micro, tmp_path) -> Callable[..., dict[str, Any]]:
     return lambda *overrides: launch.align(micro(*ALONE, *overrides, "name=undisturbed"), print)
 
 
@@ -63,7 +61,7 @@ def runs(summary: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_a_step_and_again_while_saving_ends_bit_by_bit_as_undisturbed(micro, undisturbed, tmp_path):  # noqa: F811
+def test_a_worker_killed_in_a_step_and_again_while_saving_ends_bit_by_bit_as_undisturbed(micro, undisturbed, tmp_path):
     expected = undisturbed()
     said: list[str] = []
     found = launch.align(micro(*ALONE, "name=killed"), said.append, rank=ranks.killed_twice)
@@ -77,7 +75,7 @@ def test_a_worker_killed_in_a_step_and_again_while_saving_ends_bit_by_bit_as_und
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_to_stop_saves_and_the_same_command_continues_its_mlflow_run(micro, undisturbed, tmp_path):  # noqa: F811
+def test_a_run_that_is_told_to_stop_saves_and_the_same_command_continues_its_mlflow_run(micro, undisturbed, tmp_path):
     longer = ("training.num_images=96", "training.grid_every_images=48", "training.checkpoint_every_images=1000")
     expected = undisturbed(*longer)
     run, said = micro(*ALONE, *longer, "name=stopped"), []
@@ -101,7 +99,7 @@ def test_a_run_that_is_told_to_stop_saves_and_the_same_command_continues_its_mlf
 
 
 @pytest.mark.slow
-def test_an_explosion_goes_back_to_the_last_checkpoint_and_on_with_other_noise(micro, tmp_path):  # noqa: F811
+def test_an_explosion_goes_back_to_the_last_checkpoint_and_on_with_other_noise(micro, tmp_path):
     said: list[str] = []
     run = micro(*ALONE, "name=exploded", "recovery.exploding={rollbacks: 2}")
     found = launch.align(run, said.append, rank=ranks.exploding)
@@ -112,13 +110,13 @@ def test_an_explosion_goes_back_to_the_last_checkpoint_and_on_with_other_noise(m
 
 
 @pytest.mark.slow
-def test_an_explosion_stops_a_run_that_was_not_told_to_survive_it(micro):  # noqa: F811
+def test_an_explosion_stops_a_run_that_was_not_told_to_survive_it(micro):
     with pytest.raises(launch.RunFailed, match="gradient norm of the generator is inf"):
         launch.align(micro(*ALONE, "name=ruined"), print, rank=ranks.exploding)
 
 
 @pytest.mark.slow
-def test_too_many_deaths_without_a_new_checkpoint_end_the_run(micro):  # noqa: F811
+def test_too_many_deaths_without_a_new_checkpoint_end_the_run(micro):
     said: list[str] = []
     with pytest.raises(launch.RunFailed):
         launch.align(micro(*ALONE, "name=doomed", "recovery.max_failures=1"), said.append, rank=dies_at_once)

@@ -21,9 +21,9 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from slingstone.config import Experiment, load
-from slingstone.runtime import launch, placement, rewards
-from slingstone.runtime.preflight import prepare
-from slingstone.runtime.reservation import held_for_trainers
+from slingstone.driver import launch, placement, rewards
+from slingstone.driver.preflight import prepare
+from slingstone.driver.reservation import held_for_trainers
 
 GROUP = "slingstone/group"
 APART = (f"placement.trainer={GROUP}=trainer", f"placement.rewards={GROUP}=reward")

@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
+from slingstone.checkpoints import run_directory
 from slingstone.config import Comparison, Sweep, load, load_as
-from slingstone.runtime import history, placement, preflight
-from slingstone.runtime.sweep import plan
-from slingstone.runtime.sweep.driver import concurrency
+from slingstone.driver import placement, preflight
+from slingstone.sweep import trials
+from slingstone.sweep.search import concurrency
 from tests.infra.facts import (
     IN_IMAGE,
     PINNED,
@@ -129,7 +130,7 @@ def test_the_job_with_a_bucket_is_the_same_but_for_its_checkpoints_which_every_p
     assert job["entrypoint"] == f"{before} recovery.checkpoints={bucket}"
     _, (_, config), overrides = entrypoint(job["entrypoint"])
     run = load(ROOT / config, overrides)
-    assert history.checkpoints(run) == f"{bucket}/align/{run.name}/checkpoints"
+    assert run_directory.checkpoints(run) == f"{bucket}/align/{run.name}/checkpoints"
     for group in groups(ray_spec(items)):
         (container,) = group["template"]["spec"]["containers"]
         assert container["envFrom"] == [{"secretRef": {"name": "slingstone-environment", "optional": True}}]
@@ -141,7 +142,7 @@ def test_the_sweeps_cluster_holds_its_trials(tmp_path):
     assert directory == IN_IMAGE
     assert (ROOT / script).is_file()
     assert load_as(Sweep, ROOT / config, overrides).storage == STORAGE
-    planned = plan.prepare(load_as(Sweep, ROOT / config, [*overrides, f"storage={tmp_path}"]))
+    planned = trials.prepare(load_as(Sweep, ROOT / config, [*overrides, f"storage={tmp_path}"]))
     planned.begin()
     assert (planned.run.runtime.use_gpu, planned.run.placement.trainer) == (True, "slingstone/group=trainer")
     spec = ray_spec(items)

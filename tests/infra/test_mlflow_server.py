@@ -18,11 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
-from slingstone.runtime import tracking
+from slingstone import tracking
 from tests.infra import services
 from tests.infra.facts import ROOT
-from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
-from tests.runtime.conftest import micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
 
 pytestmark = [
     pytest.mark.slow,
@@ -117,7 +115,7 @@ def test_what_a_run_logs_comes_back_from_the_server(server, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_run_registers_its_models_there_and_continues_from_a_bucket_as_if_never_stopped(server, write_run, tmp_path):  # noqa: F811
+def test_a_run_registers_its_models_there_and_continues_from_a_bucket_as_if_never_stopped(server, write_run, tmp_path):
     def align(name: str, images: int) -> tuple[str, dict[str, Any]]:
         """Run the job as its user does, on a Ray cluster of its own; the store's keys are in the environment alone."""
         asked = [f"name={name}", f"training.num_images={images}", "training.keep_checkpoints=1"]

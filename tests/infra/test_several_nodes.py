@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 
 from tests.infra.facts import ROOT
-from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
-from tests.runtime.conftest import micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def scenario(write_run, tmp_path) -> Callable[[str], dict[str, Any]]:  # noqa: F811
+def scenario(write_run, tmp_path) -> Callable[[str], dict[str, Any]]:
     """Play a scenario of several_nodes.py; return what it found."""
 
     def play(name: str) -> dict[str, Any]:

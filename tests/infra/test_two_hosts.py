@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 from tests.infra import hosts
 from tests.infra.facts import ROOT, STORAGE
 from tests.infra.hosts import Host
-from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
-from tests.runtime.conftest import micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
 
 pytestmark = [
     pytest.mark.ray,
@@ -68,7 +66,7 @@ def play(lines: str, where: str, by_name: dict[str, Host], **env: str) -> str:
     return by_name[where].run(f"printf %s {by_name['first'].run(f'cat {file}')} | ({command})")
 
 
-def test_the_recipe_of_the_page_trains_on_both_hosts_and_its_head_refuses_strangers(pair, write_run, tmp_path):  # noqa: F811
+def test_the_recipe_of_the_page_trains_on_both_hosts_and_its_head_refuses_strangers(pair, write_run, tmp_path):
     by_name = {host.name: host for host in pair}
     run = write_run()
     for where, lines in recipe():
@@ -84,7 +82,7 @@ def test_the_recipe_of_the_page_trains_on_both_hosts_and_its_head_refuses_strang
     assert [host.ran("RayTrainWorker") for host in pair] == [1, 1]
 
 
-def test_a_host_that_goes_dark_costs_the_steps_since_the_last_checkpoint_and_nothing_else(pair, write_run, tmp_path):  # noqa: F811
+def test_a_host_that_goes_dark_costs_the_steps_since_the_last_checkpoint_and_nothing_else(pair, write_run, tmp_path):
     first, second = pair
     run, align = write_run(), tmp_path / "align"
     for where, lines in recipe():

@@ -9,9 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from slingstone.runtime.head import Head
-from tests.rewards.conftest import rewards_root  # noqa: F401  (a fixture)
-from tests.runtime.conftest import micro_checkpoints, micro_tree, write_run  # noqa: F401  (fixtures)
+from slingstone.driver.head import Head
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +38,7 @@ def make_align(environment: dict[str, str], config: Path, *overrides: str) -> su
     )
 
 
-def test_a_submitted_job_is_followed_to_its_summary(reached, write_run, tmp_path):  # noqa: F811
+def test_a_submitted_job_is_followed_to_its_summary(reached, write_run, tmp_path):
     done = make_align(reached, write_run(), "runtime.num_workers=1", "seed=3")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "32/32 images" in done.stdout
@@ -51,7 +49,7 @@ def test_a_submitted_job_is_followed_to_its_summary(reached, write_run, tmp_path
     assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "3")
 
 
-def test_a_submitted_job_with_a_mistake_fails_and_names_it(reached, write_run):  # noqa: F811
+def test_a_submitted_job_with_a_mistake_fails_and_names_it(reached, write_run):
     done = make_align(reached, write_run(), "training.num_image=5")
     assert done.returncode != 0
     assert "did you mean num_images?" in done.stdout + done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from slingstone.evaluation import evaluate, merge
+from slingstone.evaluation.protocol import evaluate, merge
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.protocol import ModelFamily, NoPipeline
 from slingstone.networks.sampling import noise_of_seeds, one_step_sampler, reference_sampler

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from slingstone.evaluation import picture_seed
+from slingstone.evaluation.protocol import picture_seed
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.sampling import one_step_sampler, reference_sampler
-from slingstone.networks.stock import stock_sampler
+from slingstone.networks.stock_pipelines import stock_sampler
 
 PROMPTS = ["a red disc", "a white ring"]
 SEEDS = [picture_seed(prompt, 0, 0) for prompt in PROMPTS]

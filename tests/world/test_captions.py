@@ -1,7 +1,7 @@
 import pytest
 
 from slingstone.world.captions import double_scenes, parse, sample_scenes, single_scenes
-from slingstone.world.vocabulary import write_clip_tokenizer
+from workbench.recipe.tokenizers import write_clip_tokenizer
 
 
 def test_every_caption_parses_back_to_its_scene():

@@ -9,14 +9,14 @@ from diffusers import DiffusionPipeline
 from reward_services.models import load as load_reward
 from reward_services.spec import RewardSpec
 from slingstone.config import load as load_run
-from slingstone.evaluation import evaluate
+from slingstone.evaluation.protocol import evaluate
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.sampling import one_step_sampler, reference_sampler
-from slingstone.prompts import read_prompts
+from slingstone.prompts.files import read_prompts
 from slingstone.world.captions import parse
 from slingstone.world.oracle import Oracle
-from slingstone.world.recipe.preferences import drawn_candidates
-from slingstone.world.recipe.rewards import agreement
+from workbench.recipe.preferences import drawn_candidates
+from workbench.recipe.rewards import agreement
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = load_run(ROOT / "configs/align/scenes.yaml")

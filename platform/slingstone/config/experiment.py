@@ -72,42 +72,53 @@ class Contradiction(NamedTuple):
     message: str
 
 
-def _contradictions(run: Experiment) -> Iterator[Contradiction]:
+def _contradictions(experiment: Experiment) -> Iterator[Contradiction]:
     """Yield what is wrong between sections; every value alone is valid by now."""
-    workers, batch_size = run.runtime.num_workers, run.training.batch_size
+    workers, batch_size = experiment.runtime.num_workers, experiment.training.batch_size
     if batch_size % workers:
         remedy = f"take a multiple, for example {-(-batch_size // workers) * workers}"
         yield Contradiction(
             "training.batch_size", batch_size, f"does not divide by runtime.num_workers = {workers}; {remedy}"
         )
-    if run.training.warmup_images >= run.training.num_images:
-        remedy = f"make it less than training.num_images = {run.training.num_images}"
-        warmup = run.training.warmup_images
+    if experiment.training.warmup_images >= experiment.training.num_images:
+        remedy = f"make it less than training.num_images = {experiment.training.num_images}"
+        warmup = experiment.training.warmup_images
         yield Contradiction("training.warmup_images", warmup, f"leaves nothing to train the generator; {remedy}")
     for side in ("generator_timesteps", "assistant_timesteps"):
-        low, high = getattr(run.objective, side).low, getattr(run.objective, side).high
+        low, high = getattr(experiment.objective, side).low, getattr(experiment.objective, side).high
         if low > high:
             yield Contradiction(f"objective.{side}.low", low, f"is above high = {high}; swap them")
-    yield from _reward_contradictions(run.rewards)
-    yield from _guard_contradictions(run)
-    yield from _credentials(run)
-    names = [entry.name for entry in run.rewards.services]
+    yield from _reward_contradictions(experiment.rewards)
+    yield from _guard_contradictions(experiment)
+    yield from _credentials(experiment)
+    names = [entry.name for entry in experiment.rewards.services]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Contradiction("rewards.services", name, "is the name of two services; rename one")
-    trained_on = [entry for entry in run.rewards.services if entry.weight > 0]
-    if run.objective.reward_weight > 0 and not trained_on:
+    trained_on = [entry for entry in experiment.rewards.services if entry.weight > 0]
+    if experiment.objective.reward_weight > 0 and not trained_on:
         remedy = "list a service with weight > 0 in rewards.services, or set reward_weight to 0"
-        yield Contradiction("objective.reward_weight", run.objective.reward_weight, f"has no reward to weigh; {remedy}")
-    if run.runtime.offload == "cpu" and (run.runtime.engine == "torch" or run.runtime.zero_stage == 0):
+        yield Contradiction(
+            "objective.reward_weight", experiment.objective.reward_weight, f"has no reward to weigh; {remedy}"
+        )
+    if experiment.runtime.offload == "cpu" and (
+        experiment.runtime.engine == "torch" or experiment.runtime.zero_stage == 0
+    ):
         remedy = "set engine: deepspeed and zero_stage 1, 2 or 3, or offload: none"
         yield Contradiction("runtime.offload", "cpu", f"needs sharded optimizer states; {remedy}")
-    if run.placement.trainer_gpu_share < 1 and not run.runtime.use_gpu:
-        share = run.placement.trainer_gpu_share
+    if experiment.placement.trainer_gpu_share < 1 and not experiment.runtime.use_gpu:
+        share = experiment.placement.trainer_gpu_share
         yield Contradiction("placement.trainer_gpu_share", share, "has no GPU to share; set runtime.use_gpu: true")
-    if run.models.lora is not None and (run.runtime.engine, run.runtime.zero_stage) == ("deepspeed", 3):
+    if experiment.models.lora is not None and (experiment.runtime.engine, experiment.runtime.zero_stage) == (
+        "deepspeed",
+        3,
+    ):
         remedy = "set zero_stage 0, 1 or 2, which shard the adapters' gradients and optimizer"
         yield Contradiction("runtime.zero_stage", 3, f"would shard only the adapters of models.lora; {remedy}")
-    if run.runtime.precision == "bf16" and run.runtime.engine == "deepspeed" and run.runtime.zero_stage == 0:
+    if (
+        experiment.runtime.precision == "bf16"
+        and experiment.runtime.engine == "deepspeed"
+        and experiment.runtime.zero_stage == 0
+    ):
         remedy = "set zero_stage 1, 2 or 3, or engine: torch"
         yield Contradiction(
             "runtime.precision", "bf16", f"would accumulate gradients in bf16 at zero_stage 0; {remedy}"
@@ -125,30 +136,30 @@ ALWAYS_MEASURED = (
 """Numbers that every evaluation has, beside its rewards and what the oracle names."""
 
 
-def measured(run: Experiment, metric: str) -> bool:
+def measured(experiment: Experiment, metric: str) -> bool:
     """Tell whether the run's evaluations have a number of this name; an oracle may have any beside the rewards."""
-    known = [*(f"rewards/{entry.name}" for entry in run.rewards.services), *ALWAYS_MEASURED]
-    return metric in known or (run.evaluation.oracle is not None and not metric.startswith("rewards/"))
+    known = [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED]
+    return metric in known or (experiment.evaluation.oracle is not None and not metric.startswith("rewards/"))
 
 
-def trained_on(run: Experiment, metric: str) -> bool:
+def trained_on(experiment: Experiment, metric: str) -> bool:
     """Tell whether the generator is trained for the number of this name."""
-    names = [f"rewards/{entry.name}" for entry in run.rewards.services if entry.weight > 0]
-    return run.objective.reward_weight > 0 and metric in names
+    names = [f"rewards/{entry.name}" for entry in experiment.rewards.services if entry.weight > 0]
+    return experiment.objective.reward_weight > 0 and metric in names
 
 
-def _guard_contradictions(run: Experiment) -> Iterator[Contradiction]:
+def _guard_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
     """Yield the numbers that guard and registry want and no evaluation has, and a signal that would reward hacking."""
-    registry = run.tracking.registry
+    registry = experiment.tracking.registry
     registered = () if registry is None else (("tracking.registry.metric", registry.metric),)
-    for path, metric in (*run.guard.metrics, *registered):
-        if not measured(run, metric):
-            names = ", ".join([*(f"rewards/{entry.name}" for entry in run.rewards.services), *ALWAYS_MEASURED])
+    for path, metric in (*experiment.guard.metrics, *registered):
+        if not measured(experiment, metric):
+            names = ", ".join([*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED])
             yield Contradiction(path, metric, f"is in no evaluation of this run; it has {names}")
-    if run.guard.best is not None and trained_on(run, run.guard.best.metric):
+    if experiment.guard.best is not None and trained_on(experiment, experiment.guard.best.metric):
         remedy = "hold it out with weight 0, or name another number"
-        yield Contradiction("guard.best.metric", run.guard.best.metric, f"is trained on; {remedy}")
-    if run.guard.rolls_back and run.guard.best is None:
+        yield Contradiction("guard.best.metric", experiment.guard.best.metric, f"is trained on; {remedy}")
+    if experiment.guard.rolls_back and experiment.guard.best is None:
         remedy = "name a held-out number, such as {metric: diversity}"
         yield Contradiction("guard.best", None, f"is needed by action: roll_back; {remedy}")
 
@@ -166,13 +177,13 @@ def _reward_contradictions(rewards: Rewards) -> Iterator[Contradiction]:
         )
 
 
-def _credentials(run: Experiment) -> Iterator[Contradiction]:
+def _credentials(experiment: Experiment) -> Iterator[Contradiction]:
     """Yield what would carry a password or token into the files, logs and params that show the configuration."""
     fields = {
-        "tracking.uri": (run.tracking.uri, "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and _PASSWORD"),
-        "rewards.url": (run.rewards.url, "REWARD_SERVICES_TOKEN"),
-        "recovery.checkpoints": (run.recovery.checkpoints, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        "storage": (run.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        "tracking.uri": (experiment.tracking.uri, "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and _PASSWORD"),
+        "rewards.url": (experiment.rewards.url, "REWARD_SERVICES_TOKEN"),
+        "recovery.checkpoints": (experiment.recovery.checkpoints, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        "storage": (experiment.storage, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     }
     for path, (value, variables) in fields.items():
         scheme, separator, rest = (value or "").partition("://")

@@ -11,8 +11,8 @@ from slingstone.networks.decoder import VaeDecoder
 from slingstone.networks.denoiser import GeneratorInput, OneStepGenerator, ScoreNetwork
 from slingstone.networks.layouts import LAYOUTS, Layout
 from slingstone.networks.lora_file import is_lora, with_initial_adapter
+from slingstone.networks.pipelines import StableDiffusion
 from slingstone.networks.protocol import ModelFamily
-from slingstone.networks.stable_diffusion import StableDiffusion
 from slingstone.networks.weights_file import is_weights_file, network_like, read_weights
 from slingstone.objectives.diffusion import NoiseSchedule, Prediction
 

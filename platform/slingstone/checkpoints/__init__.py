@@ -1,0 +1,1 @@
+"""What a resumed run needs, published whole or not at all."""

@@ -1,0 +1,129 @@
+"""What an earlier run of the same name left in its directory, and whether this one may continue it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slingstone.checkpoints.store import open_store
+from slingstone.config import Experiment, flatten, load, to_yaml
+from slingstone.config.paths import of_sources
+from slingstone.tracking import redacted
+from slingstone.tracking.provenance import sources
+
+MAY_CHANGE = (
+    "training.num_images",
+    "training.checkpoint_every_images",
+    "training.grid_every_images",
+    "training.keep_checkpoints",
+    "training.keep_best",
+    "recovery.",
+    "runtime.threads_per_worker",
+    "placement.",
+    "rewards.lifecycle",
+    "rewards.url",
+    "rewards.on_failure",
+    "rewards.drops_in_a_row",
+    "guard.",
+    "tracking.",
+)
+"""Keys, or beginnings of keys, that do not change what a continued run computes."""
+
+
+def checkpoints(experiment: Experiment) -> str:
+    """Return where a run's checkpoints lie."""
+    return f"{(experiment.recovery.checkpoints or experiment.storage).rstrip('/')}/align/{experiment.name}/checkpoints"
+
+
+def newest(experiment: Experiment) -> str | None:
+    """Return the name of a run's newest checkpoint."""
+    return next(reversed(open_store(checkpoints(experiment)).names()), None)
+
+
+def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to continue with another configuration, where that would change what is computed.
+
+    Args:
+        where: names what would be continued.
+        before: flat dump of its configuration.
+        now: of the one that wants to continue it.
+
+    Raises:
+        ValueError: naming the keys that differ, and those that may.
+    """
+    differing = [
+        f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
+        for key in sorted(before.keys() | now.keys())
+        if _comparable(before.get(key)) != _comparable(now.get(key)) and not key.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
+        raise ValueError(
+            f"{where} holds a run that differs in {', '.join(differing)}; give this run another name, or delete that;"
+            f" only these may change on the way: {may}"
+        )
+
+
+def _comparable(value: str | None) -> str | None:
+    return value and of_sources(value)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The directory of a run, `<storage>/align/<name>`."""
+
+    directory: Path
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a run that came to its end."""
+        path = self.directory / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def complete(self, experiment: Experiment) -> bool:
+        """Tell whether nothing is left of a run: it came to its end, or its guard called it off."""
+        done = self.summary
+        return done is not None and ("guard" in done or done["images"] >= experiment.training.num_images)
+
+    def mlflow_run(self, uri: str) -> str | None:
+        """Return the id of the MLflow run to continue, if there was one in the same store."""
+        path = self.directory / "mlflow.json"
+        saved = json.loads(path.read_text()) if path.is_file() else {}
+        return saved.get("run_id") if saved.get("uri") == redacted(uri) else None
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse to continue a run of another configuration; forget one that has no checkpoint to continue from.
+
+        Raises:
+            ValueError: naming the keys that differ.
+        """
+        path = self.directory / "config.yaml"
+        before = load(path) if path.is_file() else None
+        if newest(experiment) is not None:
+            if before is not None:
+                refuse_other(f"name = {experiment.name!r}: {self.directory}", flatten(before), flatten(experiment))
+            return
+        if before is not None and newest(before) is not None:
+            raise ValueError(
+                f"recovery.checkpoints = {experiment.recovery.checkpoints!r}: those of {experiment.name!r} lie in"
+                f" {checkpoints(before)}; name that place, or move them to {checkpoints(experiment)}"
+            )
+        for name in ("config.yaml", "mlflow.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        for name in ("evaluation", "guard"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def begin(self, experiment: Experiment, uri: str, run_id: str) -> None:
+        """Write down what is about to run, from which sources."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "config.yaml").write_text(to_yaml(experiment))
+        (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
+        (self.directory / "sources.json").write_text(json.dumps(sources()))
+
+    def end(self, summary: dict[str, Any]) -> Path:
+        """Write the summary."""
+        path = self.directory / "summary.json"
+        path.write_text(json.dumps(summary, indent=1))
+        return path

@@ -1,0 +1,1 @@
+"""What a job's process runs: check, place, start the rewards, survive, conclude."""

@@ -1,0 +1,40 @@
+"""Joins a Ray cluster, or starts one in this process."""
+
+import logging
+import os
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from slingstone.config import paths
+
+
+def connect(threads_per_worker: int, dashboard: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names, as in a submitted job, or start one in this process.
+
+    Workers and replicas import this very source, not what happens to be installed where they run.
+
+    Args:
+        threads_per_worker: of every process.
+        dashboard: whether one that starts here has a dashboard, by which Ray Train learns that a run was killed and
+            its CPUs are free.
+    """
+    source = os.pathsep.join([str(paths.ROOT / "platform"), str(paths.ROOT)])
+    threads = str(threads_per_worker)
+    env = {
+        "PYTHONPATH": source,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        # What never fits was refused before; what does may wait for a trial that is being taken down, or for a node.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    }
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
+    if address != "local":
+        env["RAY_ADDRESS"] = address  # where several clusters share a machine, Ray's own helpers would not know which
+    ray.init(address=address, runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.ERROR, **local)

@@ -1,0 +1,165 @@
+"""The driver of a run: check, connect, start the rewards, train, and say what came out."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.exceptions import RayActorError
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import remove_placement_group
+
+from slingstone import tracking
+from slingstone.checkpoints.run_directory import RunDirectory, newest
+from slingstone.config import Experiment
+from slingstone.driver import placement, preflight, rewards
+from slingstone.driver.board import open_board
+from slingstone.driver.cluster import connect
+from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
+from slingstone.driver.reservation import held_for_trainers
+from slingstone.driver.stopping import told_to_stop
+from slingstone.evaluation.table import final_table
+from slingstone.tracking.journal import Journal, journal_of
+from slingstone.worker.assignment import Assignment
+from slingstone.worker.progress import duration
+
+
+def align(
+    experiment: Experiment,
+    say: Callable[[str], None],
+    parent: str | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    rank: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Align a generator on the cluster that this process has joined, or else joins; return what summary.json holds.
+
+    Args:
+        experiment: with absolute paths, see `preflight.prepare`.
+        say: shows a line to the user.
+        parent: id of the MLflow run that this one is shown under, such as a sweep's.
+        callbacks: told of every report of the workers.
+        rank: what every worker runs; by default `worker.align`.
+
+    Raises:
+        ValueError: what the user can mend, before anything is held.
+        RunFailed: training did not come to its end; the run's directory holds the traceback.
+        SystemExit: SIGTERM came; the run is saved, and the same name continues it.
+    """
+    history = RunDirectory(Path(experiment.storage) / "align" / experiment.name)
+    history.check(experiment)
+    if (done := history.summary) is not None and history.complete(experiment):
+        say(f"{experiment.name} is complete: delete {history.directory} or give another name to start afresh")
+        journal = journal_of(history.directory, done["mlflow_run_id"])
+        if Journal(journal).undelivered()[0]:
+            tracking.Run(tracking.tracking_uri(experiment), done["mlflow_run_id"], journal, "spool").end("FINISHED")
+        _conclude(done, history, say)
+        return done
+    if not ray.is_initialized():
+        connect(experiment.runtime.threads_per_worker)
+    preflight.fits(experiment, ray.cluster_resources())
+    placement.check(experiment, ray.nodes())
+    start = time.monotonic()
+    with rewards.running(placement.placed(experiment.rewards, experiment.placement), held_for_trainers(experiment)):
+        if experiment.rewards.services and experiment.rewards.backend == "serve":
+            names = ", ".join(entry.name for entry in experiment.rewards.services)
+            say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
+        uri = tracking.tracking_uri(experiment)
+        history.directory.mkdir(parents=True, exist_ok=True)
+        opened = tracking.open_run(experiment, uri, history.directory, history.mlflow_run(uri), parent)
+        # With the workers' journal, to deliver what they could not.
+        journal = journal_of(history.directory, opened.run_id)
+        tracked = tracking.Run(uri, opened.run_id, journal, experiment.tracking.on_failure)
+        status = "FAILED"
+        try:
+            history.begin(experiment, uri, tracked.run_id)
+            with told_to_stop(say) as stop, open_board(say, stop) as shown:
+                config = {"assignment": Assignment(experiment, str(history.directory), uri, tracked.run_id, shown)}
+                attempt = partial(fit, experiment, rank or _rank, config, history.directory, callbacks)
+                results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
+            if not results:
+                say(f"saved; the same command continues {experiment.name}")
+                raise SystemExit(128 + signal.SIGTERM)
+            images = results.get("guard", {}).get("images", experiment.training.num_images)
+            facts = {"name": experiment.name, "images": images, "mlflow_run_id": tracked.run_id}
+            facts |= {"mlflow_uri": tracking.redacted(uri), "seconds": round(time.monotonic() - start, 1)}
+            tracked.artifact(history.end(results | facts))
+            tracked.artifact(history.directory / "config.yaml")
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            if not tracked.end(status):
+                say(f"MLflow cannot be reached: numbers wait in {history.directory}, the same command delivers them")
+    _conclude(results | facts, history, say)
+    return results | facts
+
+
+def _rank(config: dict[str, Any]) -> dict[str, Any]:
+    from slingstone.worker.loop import align  # here, since Ray's controller loads this function too
+
+    return align(config)
+
+
+def fit(
+    experiment: Experiment,
+    rank: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    directory: Path,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> dict[str, Any]:
+    """Have every Train worker run `rank(config)`; return what rank 0 returned.
+
+    Raises:
+        RunFailed: a worker raised or died; `directory` holds the traceback.
+    """
+    runtime = experiment.runtime
+    accelerator = {} if runtime.use_gpu else {"DS_ACCELERATOR": "cpu"}
+    trainer = ray.train.torch.TorchTrainer(
+        rank,
+        train_loop_config=config,
+        # Metrics and evaluations are on the CPU, gradients on the GPU: a group that takes both.
+        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if runtime.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(**placement.scaling(experiment)),
+        run_config=ray.train.RunConfig(
+            name=experiment.name,
+            storage_path=str(directory.parent),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": accelerator},
+            callbacks=[*callbacks],
+        ),
+    )
+    try:
+        results = trainer.fit().return_value
+    except (TrainingFailedError, RayActorError) as error:
+        _release(config["assignment"].board)
+        log = directory / "error.txt"
+        log.write_text(str(error))
+        raise RunFailed(f"training failed: {cause(error)}\n  traceback: {log}", is_mistake(error)) from error
+    assert results is not None
+    return results
+
+
+def _release(board: Any) -> None:
+    """Free what the workers held. Ray Train's controller does it, or its cleaner if that dies; both may have died."""
+    group: Any = ray.get(board.held.remote())
+    if group is not None:
+        remove_placement_group(group)
+
+
+def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
+    say("")
+    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict) and "rewards" in found}))
+    say("")
+    if "guard" in summary:
+        say(f"{summary['guard']['reason']}\n")
+    say(f"picture   {history.directory / 'pictures' / 'grid.png'}")
+    say(f"pipeline  {history.directory / 'pipeline'}")
+    say(f"summary   {history.directory / 'summary.json'}")
+    say(f"MLflow    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {summary['mlflow_uri']}")

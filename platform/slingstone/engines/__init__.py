@@ -1,0 +1,1 @@
+"""DeepSpeed and plain torch behind `step.trainer.Engine`; shards of their state."""

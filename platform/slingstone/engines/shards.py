@@ -1,0 +1,120 @@
+"""Checkpoint files as trees of plain values and tensors: copied to the host, written durably, read without pickles."""
+
+import copy
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+Files = dict[str, Any]
+"""By path in a checkpoint: what `torch.save` is to write there."""
+
+
+def copied(tree: Any) -> Any:
+    """Return the tree with every tensor copied to the host, so that training may go on while it is written."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        # By the plain constructor: an OrderedDict's metadata is no state, and reads back as a dict as well.
+        return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, torch.Size):
+        return tree
+    if isinstance(tree, list | tuple):
+        return type(tree)(copied(value) for value in tree)
+    return copy.deepcopy(tree)
+
+
+def read(path: Path) -> Any:
+    """Read one tree; nothing that it holds is executed.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read, or holds more than plain values and tensors.
+    """
+    try:
+        with no_code():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DamagedCheckpoint(f"{path.parent.name}/{path.name} cannot be read: {reason}") from error
+
+
+@contextmanager
+def no_code() -> Iterator[None]:
+    """Let `torch.load` read what checkpoints hold and nothing that runs, also where a library would let it."""
+    before = os.environ.get(_FORCED)
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FORCED]
+        else:
+            os.environ[_FORCED] = before
+
+
+def _allowed() -> list[Any]:
+    """Return the classes, without code of their own, that DeepSpeed's states name."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
+
+
+class HostMemory:
+    """Takes the place of DeepSpeed's checkpoint engine: what it would write is copied, what it reads is no code."""
+
+    def __init__(self) -> None:
+        self.files: Files = {}
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Copy instead of writing."""
+        self.files[path] = copied(state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read a file of tensors and plain values to the CPU."""
+        return read(Path(path))
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a directory, into which DeepSpeed copies a script of its own."""
+        os.makedirs(path, exist_ok=exist_ok)
+
+    def create(self, info: Any) -> None:
+        """Be told that a checkpoint begins."""
+
+    def commit(self, info: Any) -> bool:
+        """Be told that it ends."""
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        """Say whether a rank writes what all hold."""
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        """Say that no process of its own writes."""
+        return False
+
+    def set_commit_info(self, info: Any) -> None:
+        """Keep nothing."""
+
+    def get_commit_info(self) -> None:
+        """Return nothing."""
+
+    def cleanup(self) -> None:
+        """Hold nothing that must be given back."""
+
+    def preserves_storage_sharing(self) -> bool:
+        """Say that views need not be cloned for us: `copied` clones them."""
+        return False
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is not what was published; the message names it, and what is wrong with it."""

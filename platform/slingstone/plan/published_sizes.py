@@ -1,0 +1,111 @@
+"""Published pipelines by hub id: how many weights they have, and what one picture holds in memory. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class GraphBytes(NamedTuple):
+    """Bytes of one image's graph: between forward and backward pass, and at the worst moment."""
+
+    held: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One image through each part.
+
+    Attributes:
+        trained: a network whose weights get gradients.
+        frozen: the same network, differentiated in its input alone.
+        decoder: the decoder, differentiated in its latents.
+    """
+
+    trained: GraphBytes
+    frozen: GraphBytes
+    decoder: GraphBytes
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published pipeline: weights of its parts, and activations with a bf16 network and an fp32 decoder.
+
+    Attributes:
+        network: weights of the denoising network.
+        vae: of the autoencoder.
+        text: of all text encoders.
+        plain: activations without checkpointing.
+        checkpointed: with it.
+        adapter: weights of an adapter of rank 1 on every attention projection.
+        adapted: activations of the network with such adapters, of rank 64, where only they are trained.
+        adapted_checkpointed: with checkpointing.
+    """
+
+    network: int
+    vae: int
+    text: int
+    plain: Activations
+    checkpointed: Activations
+    adapter: int
+    adapted: GraphBytes
+    adapted_checkpointed: GraphBytes
+
+
+_SD15 = Published(
+    network=859_520_964,
+    vae=83_653_863,
+    text=123_060_480,
+    plain=Activations(
+        GraphBytes(936_603_648, 952_332_164),
+        GraphBytes(774_828_928, 801_043_204),
+        GraphBytes(5_967_535_616, 6_101_753_352),
+    ),
+    checkpointed=Activations(
+        GraphBytes(154_547_200, 241_513_604),
+        GraphBytes(154_538_880, 233_640_964),
+        GraphBytes(858_849_536, 3_274_769_928),
+    ),
+    adapter=199_296,
+    adapted=GraphBytes(818_532_352, 844_746_628),
+    adapted_checkpointed=GraphBytes(146_792_704, 234_303_108),
+)
+_SDXL = Published(
+    network=2_567_463_684,
+    vae=83_653_863,
+    text=123_060_480 + 694_659_840,
+    plain=Activations(
+        GraphBytes(6_888_591_232, 6_919_920_520),
+        GraphBytes(5_336_636_160, 5_367_968_648),
+        GraphBytes(23_870_119_424, 24_406_990_344),
+    ),
+    checkpointed=Activations(
+        GraphBytes(587_357_056, 724_297_476),
+        GraphBytes(503_451_904, 629_904_004),
+        GraphBytes(3_435_397_376, 13_099_075_080),
+    ),
+    adapter=1_451_520,
+    adapted=GraphBytes(5_665_977_728, 5_728_901_152),
+    adapted_checkpointed=GraphBytes(464_445_568, 548_331_780),
+)
+_PIXART = Published(
+    network=610_856_096,
+    vae=83_653_863,
+    text=4_762_310_656,
+    plain=Activations(
+        GraphBytes(1_548_490_496, 1_563_822_340),
+        GraphBytes(815_286_528, 834_150_404),
+        GraphBytes(5_967_535_616, 6_101_753_352),
+    ),
+    checkpointed=Activations(
+        GraphBytes(75_050_480, 143_003_380), GraphBytes(68_786_160, 114_321_140), GraphBytes(858_849_536, 3_274_769_928)
+    ),
+    adapter=516_096,
+    adapted=GraphBytes(968_259_584, 987_123_464),
+    adapted_checkpointed=GraphBytes(68_851_696, 119_922_424),
+)
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": _SD15,
+    "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
+    "PixArt-alpha/PixArt-XL-2-512x512": _PIXART,
+}
+"""By hub id; counted by `networks.activations` on the architectures that these pipelines' configurations describe."""

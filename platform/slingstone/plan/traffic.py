@@ -1,0 +1,43 @@
+"""Bytes that a step sends and a checkpoint holds, by ZeRO stage."""
+
+from slingstone.config import KL, Experiment, Runtime
+
+
+def sent_bytes(experiment: Experiment, weights: int) -> float:
+    """Return what one GPU sends in one step, as a ring sends it: a whole costs `(n - 1) / n` of its bytes.
+
+    DeepSpeed all-reduces the gradients at stages 0 to 2 (twice a whole), and at 1 and 2 gathers the updated weights.
+    At stage 3 it gathers the weights for each pass and scatters the gradients. What a pass finds gathered already
+    (`stage3_max_reuse_distance`, a billion weights) is counted again here, so that this is the most.
+    """
+    runtime = experiment.runtime
+    if runtime.num_workers == 1:
+        return 0.0
+    size = 2 if runtime.precision == "bf16" and runtime.engine == "deepspeed" else 4
+    whole = size * weights * (runtime.num_workers - 1) / runtime.num_workers
+    updates = experiment.training.assistant_updates
+    if runtime.engine == "torch" or runtime.zero_stage == 0:
+        return 2 * whole * (updates + 1)
+    if runtime.zero_stage < 3:
+        return 3 * whole * (updates + 1)
+    return whole * (updates + 1 + _gathers(experiment))
+
+
+def checkpoint_bytes(runtime: Runtime, weights: int) -> int:
+    """Return the bytes of a checkpoint: both networks' weights, optimizers and fp32 copies, and the fp32 average."""
+    size = 2 if runtime.precision == "bf16" else 4
+    if runtime.engine == "torch" or runtime.zero_stage == 0:
+        engine = size + 8 + (4 if runtime.precision == "bf16" else 0)
+    else:
+        # At stage 3 the weights themselves are left out: the fp32 copies hold them.
+        engine = (0 if runtime.zero_stage == 3 else size) + 12
+    return (2 * engine + 4) * weights
+
+
+def _gathers(experiment: Experiment) -> int:
+    """Return how often a step's passes need the weights of a sharded network; the reference is whole everywhere."""
+    objective = experiment.objective
+    borrowed = 1
+    if not isinstance(objective.distance, KL):
+        borrowed = 3 if objective.gradient == "recomputed" else 2
+    return 3 * experiment.training.assistant_updates + 2 + borrowed

@@ -1,0 +1,107 @@
+"""Arithmetic of one step, in forward passes of the networks and in FLOPs; a multiply-add counts two."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from slingstone.config import Experiment, RewardEntry
+from slingstone.plan.memory import score_graphs
+
+REWARDS: dict[str, float] = {
+    "pickscore": 680.0e9 + 47.1e9,
+    "hps": 680.0e9 + 47.1e9,
+    "hps_v2": 680.0e9 + 47.1e9,
+    "clip_score": 330.5e9 + 13.3e9,
+    "aesthetic": 330.5e9,
+    "imagereward": 250.0e9 + 20e9,
+}
+"""FLOPs of a picture's score and gradient: the image tower (ViT-H/14, ViT-L/14, BLIP's ViT-L/16, all at 224 px) forward
+and back to its input, and the text tower forward."""
+
+
+class Work(NamedTuple):
+    """FLOPs of one picture's forward pass through the denoising network and the decoder."""
+
+    network: float
+    decoder: float
+
+
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Work(0.8033e12, 2.5145e12),
+    "stabilityai/stable-diffusion-xl-base-1.0": Work(6.7612e12, 10.4704e12),
+    "PixArt-alpha/PixArt-XL-2-512x512": Work(1.2360e12, 2.5145e12),
+}
+"""By hub id, counted on the architectures that these pipelines' configurations describe."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What one step costs a picture, in forward passes.
+
+    A backward pass to the input costs one, to input and weights two; gradient checkpointing adds a forward pass.
+
+    Attributes:
+        assistant: all updates of the assistant, in passes of the network.
+        generator: the generator's forward and backward pass.
+        divergence: the score networks; this is what the rewards' time hides behind.
+        decoder: in passes of the decoder.
+    """
+
+    assistant: int
+    generator: int
+    divergence: int
+    decoder: int
+
+    @property
+    def network(self) -> int:
+        """Passes of the denoising network."""
+        return self.assistant + self.generator + self.divergence
+
+
+def passes(experiment: Experiment) -> Passes:
+    """Return the passes of one step after the warm-up.
+
+    Without the assistant's updates: DMD's KL 6, direct 9, recomputed 12 with inner guidance.
+    """
+    objective, again = experiment.objective, int(experiment.runtime.gradient_checkpointing)
+    called = 3 if objective.guidance.scale else 2
+    attached = score_graphs(experiment)
+    each = (2 if objective.gradient == "recomputed" else 1) + again
+    decodes = (3 if objective.gradient == "recomputed" else 2) + again
+    return Passes(
+        assistant=experiment.training.assistant_updates * (4 + again),
+        generator=3 + again,
+        divergence=called + attached * each,
+        decoder=decodes if trained_on(experiment) else 0,
+    )
+
+
+def trained_on(experiment: Experiment) -> list[RewardEntry]:
+    """Return the rewards that every step asks."""
+    return [
+        entry for entry in experiment.rewards.services if entry.weight > 0 and experiment.objective.reward_weight > 0
+    ]
+
+
+def step_flops(experiment: Experiment, work: Work) -> float:
+    """Return the FLOPs of one picture's step on the trainers."""
+    counted = passes(experiment)
+    return counted.network * work.network + counted.decoder * work.decoder
+
+
+def work_of(experiment: Experiment) -> Work:
+    """Return the FLOPs of a run's networks without loading them.
+
+    Raises:
+        ValueError: nothing is known of them.
+    """
+    reference = experiment.models.reference
+    if Path(reference).is_dir():
+        from slingstone.networks.meta import forward_flops
+
+        network, decoder = forward_flops(Path(reference))
+        return Work(float(network), float(decoder))
+    if reference not in PUBLISHED:
+        known = ", ".join(PUBLISHED)
+        raise ValueError(f"models.reference = {reference!r}: is no directory and in no table; known are {known}")
+    return PUBLISHED[reference]

@@ -1,0 +1,1 @@
+"""Prompts: files, datasets, and a sampler whose position can be saved."""

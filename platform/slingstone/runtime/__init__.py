@@ -1,1 +1,0 @@
-"""Where and how a run executes: engines, checkpoints, tracking, workers, launch."""

@@ -1,0 +1,278 @@
+"""One alternating step: the assistant learns the generator's score, then the generator learns from the assistant.
+
+Nothing here knows where it runs: engines, rewards and prompts come in as protocols and functions.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from slingstone.networks.protocol import Condition, ModelFamily
+from slingstone.objectives.denoising import denoising_loss
+from slingstone.objectives.diffusion import at_least_fp32, diffuse
+from slingstone.objectives.divergence import Divergence, ScoreNetworks, divergence_gradient
+from slingstone.objectives.finite import cleaned, kept_mean
+from slingstone.objectives.reward import decoder_vjp
+from slingstone.step.ema import ExponentialMovingAverage, NamedParameters
+from slingstone.step.panel import PendingReward, RewardPanel
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A network with its optimizer, however it is sharded. Gradients are averaged over ranks by the engine."""
+
+    module: nn.Module
+
+    def __call__(self, *args: Any) -> Tensor:
+        """Run the forward pass whose weights the next `backward` will train."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a loss that came out of a call of this engine; once a `step`."""
+        ...
+
+    def step(self) -> float:
+        """Clip, update, zero the gradients, advance the learning rate; return the gradient norm before clipping."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Uniform over `low .. high`, both included."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The numbers of one step.
+
+    Attributes:
+        batch_size: images of one step on this rank; every iterator item of prompts has this length.
+        world_size: ranks; progress and the EMA count `batch_size * world_size` images a step.
+        divergence: see `Divergence`.
+        reward_weight: `alpha_rew`.
+        generator_timesteps: noise levels of the generator's loss.
+        assistant_timesteps: noise levels of the assistant's loss.
+        assistant_updates: `K_TA`, updates of the assistant before one of the generator.
+        warmup_images: the first so many images train the assistant alone; they count as progress.
+        ema_half_life_images: half-life of the generator's average; 0 keeps the latest weights.
+        decode_chunk: images decoded at once, to bound memory; 0 is the whole batch.
+    """
+
+    batch_size: int
+    generator_timesteps: Timesteps
+    assistant_timesteps: Timesteps
+    world_size: int = 1
+    divergence: Divergence = field(default_factory=Divergence)
+    reward_weight: float = 0.0
+    assistant_updates: int = 1
+    warmup_images: int = 0
+    ema_half_life_images: float = 0.0
+    decode_chunk: int = 0
+
+
+class Trainer:
+    """Trains a generator and its assistant, one alternation a `step`.
+
+    Args:
+        family: what the engines were made of, and the frozen rest; the reference's weights are frozen here.
+        generator: engine over `family.generator`.
+        assistant: engine over `family.assistant`.
+        rewards: judges the pictures.
+        prompts: endless batches of `settings.batch_size` prompts, different on each rank.
+        settings: the numbers.
+        rng: source of all randomness of this rank, on the device where the networks run.
+        generator_parameters: what the EMA averages; by default `family.generator.named_parameters`.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        generator: Engine,
+        assistant: Engine,
+        rewards: RewardPanel,
+        prompts: Iterator[Sequence[str]],
+        settings: StepSettings,
+        rng: torch.Generator,
+        generator_parameters: NamedParameters | None = None,
+    ) -> None:
+        for name, span in (("generator", settings.generator_timesteps), ("assistant", settings.assistant_timesteps)):
+            if not 0 <= span.low <= span.high < len(family.schedule):
+                limit = len(family.schedule) - 1
+                raise ValueError(f"{name}_timesteps is {span.low}..{span.high}, must lie in 0..{limit}, low first")
+        family.reference.requires_grad_(False)
+        self.family = family
+        self.generator = generator
+        self.assistant = assistant
+        self.rewards = rewards
+        self.prompts = prompts
+        self.settings = settings
+        self.rng = rng
+        self.ema = ExponentialMovingAverage(
+            generator_parameters or family.generator.named_parameters, settings.ema_half_life_images
+        )
+        self.images = 0
+
+    def step(self) -> dict[str, float]:
+        """Update the assistant `K_TA` times, then (after the warm-up) the generator once.
+
+        Returns:
+            Metrics of this rank. Means run over the samples that were kept; times are in seconds.
+
+        Raises:
+            FloatingPointError: if a gradient norm is not finite. Samples are dropped by what goes into and comes out
+                of the networks; a network that overflows inside its backward pass is beyond repair.
+            Exception: whatever a reward raises; the generator is then as before the step.
+        """
+        start = time.perf_counter()
+        metrics: dict[str, Tensor | float] = {}
+        for _ in range(self.settings.assistant_updates):
+            metrics = self._update_assistant()
+        if self.images >= self.settings.warmup_images:
+            metrics |= self._update_generator()
+        self.images += self.settings.batch_size * self.settings.world_size
+        values = {name: float(value) for name, value in metrics.items()}
+        return values | {"images": float(self.images), "seconds/step": time.perf_counter() - start}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return progress, randomness, EMA and the rewards' memory; whoever made engines and prompts saves them."""
+        own = {"images": self.images, "rng": self.rng.get_state()}
+        return own | {"ema": self.ema.state_dict(), "rewards": self.rewards.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.images = state["images"]
+        self.rng.set_state(state["rng"].cpu())
+        self.ema.load_state_dict(state["ema"])
+        self.rewards.load_state_dict(state.get("rewards", {}))
+
+    def _update_assistant(self) -> dict[str, Tensor | float]:
+        """Fit the assistant to the generator's present samples; the generator is used without gradient."""
+        condition = self.family.text_encoder.encode(next(self.prompts))
+        with torch.no_grad():
+            x0 = at_least_fp32(self.generator.module(self._noise(), condition))
+        x0, finite = cleaned(x0)
+        t, eps = self._timesteps(self.settings.assistant_timesteps), self._noise()
+        x_t = diffuse(x0, eps, *self.family.schedule.at(t))
+        losses, predicted = denoising_loss(self.assistant(x_t, t, condition), eps)
+        finite &= predicted
+        self.assistant.backward(torch.where(finite, losses, torch.zeros_like(losses)).mean())
+        return {
+            "loss/assistant": kept_mean(losses.detach(), finite),
+            "grad_norm/assistant": _checked(self.assistant.step(), "assistant", self.images),
+            "nonfinite/assistant": (~finite).sum(),
+        }
+
+    def _update_generator(self) -> dict[str, Tensor | float]:
+        """Take one generator step against the frozen assistant, dropping samples that are not finite."""
+        prompts = next(self.prompts)
+        condition = self.family.text_encoder.encode(prompts)
+        x0 = self.generator(self._noise(), condition)
+        leaf, finite = cleaned(at_least_fp32(x0.detach()))
+        # Rewards are asked before the score networks run and awaited after, so that their latency is hidden.
+        pending, pull = self._submit(leaf, prompts)
+
+        gradient, finite, metrics = self._divergence(leaf, condition, finite)
+        reward_gradient, finite, reward_metrics = self._reward(leaf, pending, pull, finite)
+        gradient, unbroken = cleaned(gradient - self.settings.reward_weight * reward_gradient)
+        finite &= unbroken
+
+        keep = finite.view(-1, 1, 1, 1)
+        # The mean is over the whole batch, so a dropped sample counts as one whose gradient is zero.
+        surrogate = torch.where(keep, at_least_fp32(x0) * gradient, torch.zeros_like(gradient))
+        self.generator.backward(surrogate.sum() / len(x0))
+        norm = _checked(self.generator.step(), "generator", self.images)
+        self.ema.update(self.settings.batch_size * self.settings.world_size)
+        return metrics | reward_metrics | {"grad_norm/generator": norm, "nonfinite/generator": (~finite).sum()}
+
+    def _divergence(
+        self, x0: Float[Tensor, "batch channel height width"], condition: Condition, finite: Bool[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch channel height width"], Bool[Tensor, " batch"], dict[str, Tensor | float]]:
+        """Return the divergence's gradient with respect to each sample, the samples still kept, and metrics."""
+        settings, reference = self.settings, self.family.reference
+        t, eps = self._timesteps(settings.generator_timesteps), self._noise()
+        null = self.family.text_encoder.null(len(x0)) if settings.divergence.guidance.scale else condition
+        with _borrowed(self.assistant) as assistant:
+            networks = ScoreNetworks(
+                assistant=lambda x_t, t: assistant(x_t, t, condition),
+                conditional=lambda x_t, t: reference(x_t, t, condition),
+                unconditional=lambda x_t, t: reference(x_t, t, null),
+            )
+            found = divergence_gradient(networks, self.family.schedule, x0, t, eps, settings.divergence)
+        finite = finite & found.loss.isfinite() & found.gradient.isfinite().flatten(1).all(1)
+        metrics: dict[str, Tensor | float] = {
+            "loss/divergence": kept_mean(found.loss, finite),
+            "divergence/distance": kept_mean(found.distance, finite),
+            "divergence/y_norm": kept_mean(found.y_norm, finite),
+        }
+        return found.gradient, finite, metrics
+
+    def _submit(
+        self, x0: Float[Tensor, "batch channel height width"], prompts: Sequence[str]
+    ) -> tuple[list[PendingReward], Callable[[Tensor], Tensor]]:
+        """Send the decoded pictures to every reward, without waiting; return also the decoder's pull to `x0`."""
+        if not self.rewards.terms:
+            return [], torch.zeros_like
+        mode = self.settings.divergence.gradient
+        images, pull = decoder_vjp(self.family.decoder.decode, x0, self.settings.decode_chunk, mode)
+        return self.rewards.submit(images, prompts), pull
+
+    def _reward(
+        self,
+        x0: Float[Tensor, "batch channel height width"],
+        pending: Sequence[PendingReward],
+        pull: Callable[[Tensor], Tensor],
+        finite: Bool[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch channel height width"], Bool[Tensor, " batch"], dict[str, Tensor | float]]:
+        """Await the rewards; return d r_i / d x0_i, the samples still kept, and metrics."""
+        start = time.perf_counter()
+        judged = self.rewards.collect(pending, finite)
+        metrics = judged.metrics | {"seconds/reward_wait": time.perf_counter() - start}
+        if judged.gradient is None or not self.settings.reward_weight:
+            return torch.zeros_like(x0), finite, metrics
+        return pull(judged.gradient), finite & judged.finite, metrics
+
+    def _noise(self) -> Float[Tensor, "batch channel height width"]:
+        """Draw standard normal latents of one batch."""
+        shape = (self.settings.batch_size, *self.family.latent_shape)
+        dtype = self.family.schedule.alpha.dtype
+        return torch.randn(shape, generator=self.rng, device=self.rng.device, dtype=dtype)
+
+    def _timesteps(self, span: Timesteps) -> Int[Tensor, " batch"]:
+        """Draw a noise level for each sample."""
+        shape = (self.settings.batch_size,)
+        return torch.randint(span.low, span.high + 1, shape, generator=self.rng, device=self.rng.device)
+
+
+@contextmanager
+def _borrowed(engine: Engine) -> Iterator[nn.Module]:
+    """Lend a network for d output / d input only.
+
+    A frozen module rather than a call of the engine: anything else lets the engine's hooks mistake this for a training
+    pass, which is silently wrong under some ZeRO stages.
+    """
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield engine.module
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _checked(norm: float, name: str, images: int) -> float:
+    """Return the gradient norm, or raise if it says that the weights are lost."""
+    if not math.isfinite(norm):
+        found = f"gradient norm of the {name} is {norm} after {images} images"
+        raise FloatingPointError(f"{found}: resume with a smaller learning rate or in fp32")
+    return norm

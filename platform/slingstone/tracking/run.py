@@ -1,0 +1,166 @@
+"""One MLflow run by its id, usable from any process: numbers, pictures, files, tags."""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slingstone.tracking.journal import Buffer, Journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from PIL.Image import Image
+
+METRICS_A_BATCH = 1000
+FLUSH_AFTER_S = 5.0
+
+
+class Run:
+    """One MLflow run, by its id; usable from any process. The step axis counts images.
+
+    Metrics go to a journal, which a thread delivers every few seconds: a training step waits for no server, and a
+    server that is away costs no number.
+
+    Args:
+        uri: tracking URI.
+        run_id: of the run.
+        journal: file that keeps the numbers until they are delivered; None keeps them in memory.
+        on_failure: what a server that is away costs: `stop` raises at the next delivery.
+    """
+
+    def __init__(self, uri: str, run_id: str, journal: Path | None = None, on_failure: str = "stop") -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._journal_path = journal
+        self._journal: Journal | Buffer | None = None
+        self._spools = on_failure == "spool"
+        self._client: MlflowClient | None = None
+        self._waiting: list[Callable[[MlflowClient], object]] = []
+        self._delivering: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._lock = threading.Lock()
+        self._flushed = time.monotonic()
+
+    @property
+    def client(self) -> "MlflowClient":
+        """The client; importing MLflow takes seconds, which only processes that log should pay."""
+        if self._client is None:
+            self._client = new_client(self.uri)
+        return self._client
+
+    @property
+    def journal(self) -> Journal | Buffer:
+        """The journal; read when the first number comes."""
+        if self._journal is None:
+            self._journal = Buffer() if self._journal_path is None else Journal(self._journal_path)
+        return self._journal
+
+    def metrics(self, values: Mapping[str, float], images: int) -> None:
+        """Record numbers at a position; what is not finite has no place in a chart and is left out.
+
+        Raises:
+            Exception: MLflow's, if a delivery failed and this is to stop the run.
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.journal.record(finite, images, int(time.time() * 1000))
+        if time.monotonic() - self._flushed > FLUSH_AFTER_S:
+            self._flushed = time.monotonic()
+            self._raise_failure()
+            if self._delivering is None or not self._delivering.is_alive():
+                self._delivering = threading.Thread(target=self._try_to_deliver, daemon=True)
+                self._delivering.start()
+
+    def flush(self) -> bool:
+        """Send what waits, and return whether it arrived.
+
+        Raises:
+            Exception: MLflow's, if a delivery failed and this is to stop the run.
+        """
+        self._try_to_deliver()
+        self._raise_failure()
+        return self._failure is None
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Upload a file, or a directory with all it holds, once the server is there."""
+
+        def upload(client: "MlflowClient") -> None:
+            log = client.log_artifacts if path.is_dir() else client.log_artifact
+            log(self.run_id, str(path), folder or None)
+
+        self._once_there(upload)
+
+    def picture(self, picture: "Image", key: str, images: int) -> None:
+        """Record a picture at a position, for the UI to lay the runs' side by side, once the server is there."""
+        self._once_there(lambda client: client.log_image(self.run_id, picture, key=key, step=images, synchronous=True))
+
+    def watch_system(self) -> None:
+        """Record the use of this node until the run or this process ends."""
+        import logging
+
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri).start()
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag, once the server is there."""
+        self._once_there(lambda client: client.set_tag(self.run_id, name, value))
+
+    def end(self, status: str) -> bool:
+        """Flush and close the run as FINISHED, FAILED or KILLED; return whether the server heard it."""
+        try:
+            arrived = self.flush()
+            self.client.set_terminated(self.run_id, status)
+        except Exception:  # of whatever transport the URI means
+            if not self._spools:
+                raise
+            return False
+        return arrived
+
+    def _once_there(self, send: "Callable[[MlflowClient], object]") -> None:
+        with self._lock:
+            self._waiting.append(send)
+        self.flush()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None and not self._spools:
+            raise self._failure
+
+    def _try_to_deliver(self) -> None:
+        try:
+            with self._lock:
+                self._deliver()
+            self._failure = None
+        except Exception as error:  # of whatever transport the URI means
+            self._failure = error
+
+    def _deliver(self) -> None:
+        from mlflow.entities import Metric
+
+        waiting, mark = self.journal.undelivered()
+        for start in range(0, len(waiting), METRICS_A_BATCH):
+            batch = [Metric(*point) for point in waiting[start : start + METRICS_A_BATCH]]
+            self.client.log_batch(self.run_id, metrics=batch)
+        if waiting:
+            self.journal.deliver(mark)
+        while self._waiting:
+            self._waiting[0](self.client)
+            self._waiting.pop(0)
+
+
+def new_client(uri: str) -> "MlflowClient":
+    """Return a client that gives up within seconds, and says nothing of migrations."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The journal tries again for as long as it takes; within one try, MLflow's own minutes would only stand in the way.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.db"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # schema migrations are no news to a user
+    return MlflowClient(tracking_uri=uri)

@@ -1,0 +1,127 @@
+"""Opens MLflow runs: where they are stored, their params and tags, and what may be said of a URI."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from slingstone.config import Experiment, Tracking, flatten
+from slingstone.tracking.provenance import sources
+from slingstone.tracking.run import Run, new_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARAM_VALUE_LIMIT = 6000
+PARAMS_A_BATCH = 100
+
+
+def open_run(
+    experiment: Experiment, uri: str, directory: Path, run_id: str | None = None, parent: str | None = None
+) -> Run:
+    """Create the MLflow run of an experiment, or reopen one to continue it.
+
+    Args:
+        experiment: its flat dump becomes the run's params.
+        uri: tracking URI, see `tracking_uri`.
+        directory: where the run writes; artifacts of a file-based store go beside it.
+        run_id: of the run to continue.
+        parent: id of the run that this one is shown under, such as a sweep's.
+    """
+    if run_id is not None:
+        return reopened(uri, run_id)
+    artifacts = None if experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
+    tags = {"kind": "align", "directory": str(directory), "algorithm": algorithm(experiment)}
+    tags |= {"model_family": model_family(experiment.models.reference)}
+    tags |= {} if parent is None else {"mlflow.parentRunId": parent, "parent": parent}
+    name = experiment.tracking.experiment
+    return create_run(uri, name, experiment.name, flatten(experiment), tags, artifacts)
+
+
+def algorithm(experiment: Experiment) -> str:
+    """Return what a table of runs calls the objective, such as `diff-instruct* pseudo_huber inner`."""
+    objective = experiment.objective
+    name = "diff-instruct++" if objective.distance.kind == "kl" else "diff-instruct*"
+    if objective.reward_weight == 0:
+        name = "diff-instruct" if objective.distance.kind == "kl" else "score implicit matching"
+    flow = "" if objective.flow == "full" else f" {objective.flow}"
+    guidance = f" {objective.guidance.kind}" if objective.guidance.scale else ""
+    return f"{name} {objective.distance.kind}{guidance}{flow}"
+
+
+def model_family(reference: str) -> str:
+    """Return the class of the reference's pipeline; of a hub id that is not here, the id."""
+    index = Path(reference) / "model_index.json"
+    return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else reference
+
+
+def reopened(uri: str, run_id: str) -> Run:
+    """Return a run that was ended, to continue it."""
+    new_client(uri).update_run(run_id, "RUNNING")
+    return Run(uri, run_id)
+
+
+def create_run(
+    uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Path | None
+) -> Run:
+    """Create a run with its params, tagged with the sources that it is made by.
+
+    Args:
+        uri: tracking URI.
+        experiment: MLflow experiment; created if there is none of this name.
+        name: what the run is shown as.
+        params: flat.
+        tags: more than those of the sources.
+        artifacts: directory beside which a file-based store keeps them; None leaves it to the server.
+    """
+    client = new_client(uri)
+    created = client.create_run(
+        _experiment_id(client, experiment, artifacts), tags=sources() | dict(tags), run_name=name
+    )
+    _log_params(client, created.info.run_id, params)
+    return Run(uri, created.info.run_id)
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """Return the URI of a run, see `tracking_uri_of`."""
+    return tracking_uri_of(experiment.tracking, experiment.storage)
+
+
+def tracking_uri_of(settings: Tracking, storage: str) -> str:
+    """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
+    default = f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def redacted(uri: str) -> str:
+    """Return a URI without the credentials that it may carry: for whatever is written down or shown."""
+    parts = urlsplit(uri)
+    if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
+        return uri
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return found.experiment_id
+    # MLflow's own default for a local database is ./mlruns of whichever process creates the experiment.
+    location = None if artifacts is None else (artifacts / "mlartifacts").resolve().as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:  # another run created it in the meantime
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
+    for start in range(0, len(entries), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_A_BATCH])

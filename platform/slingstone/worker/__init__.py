@@ -1,0 +1,1 @@
+"""What each Ray Train worker runs."""

@@ -1,0 +1,131 @@
+"""From a configuration to the objects of one rank: networks, engines, rewards, trainer, measurement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from slingstone.checkpoints.state import State
+from slingstone.config import KL, Experiment, Objective, PseudoHuber
+from slingstone.engines.engine import build_engine
+from slingstone.engines.family import DTYPES, load_family
+from slingstone.networks.adapters import sharing_copy, trained_part
+from slingstone.networks.decoder import VaeDecoder, reward_decoder
+from slingstone.networks.embeddings import EmbeddingStore, fingerprint
+from slingstone.networks.protocol import ImageDecoder, ModelFamily
+from slingstone.networks.text import RememberingEncoder
+from slingstone.objectives import divergence
+from slingstone.prompts.files import read_prompts
+from slingstone.prompts.sampler import PromptSampler
+from slingstone.step.trainer import StepSettings, Timesteps, Trainer
+from slingstone.worker.assignment import Assignment
+from slingstone.worker.measure import Measure
+from slingstone.worker.rewards import clients, panel
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one rank trains and measures with.
+
+    Attributes:
+        trainer: takes the steps.
+        state: all that a checkpoint holds.
+        averaged: a generator of its own for evaluation and export; starts as the initial one.
+        measure: the evaluations.
+    """
+
+    trainer: Trainer
+    state: State
+    averaged: nn.Module
+    measure: Measure
+
+
+def assemble(assignment: Assignment, rank: int, world: int, device: torch.device) -> Parts:
+    """Load and build everything on one rank; the engines' construction is a collective."""
+    experiment = assignment.experiment
+    torch.manual_seed(experiment.seed)
+    family = load_family(experiment, device)
+    read = read_prompts(experiment.data.prompts, experiment.data.column)
+    if not experiment.models.keep_text_encoder:
+        encode_ahead(family, [*read, *held_out(experiment)], Path(experiment.storage) / "embeddings", rank, world)
+    averaged = sharing_copy(family.generator).requires_grad_(False).eval()
+    clip = experiment.training.max_grad_norm
+    generator = build_engine(
+        trained_part(family.generator), experiment.training.generator_optimizer, experiment.runtime, clip
+    )
+    assistant = build_engine(
+        trained_part(family.assistant), experiment.training.assistant_optimizer, experiment.runtime, clip
+    )
+    asked = clients(experiment.rewards, device)
+    prompts = PromptSampler(read, experiment.training.batch_size, rank, world, experiment.seed)
+    trainer = Trainer(
+        family=replace(family, decoder=_reward_decoder(experiment, family)),
+        generator=generator,
+        assistant=assistant,
+        rewards=panel(experiment, asked),
+        prompts=prompts,
+        settings=step_settings(experiment, world),
+        rng=torch.Generator(device).manual_seed(experiment.seed * 65537 + rank),
+        generator_parameters=generator.named_parameters,
+    )
+    state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
+    measure = Measure(experiment.evaluation, family, asked, Path(assignment.directory) / "evaluation", rank, world)
+    return Parts(trainer, state, averaged, measure)
+
+
+def held_out(experiment: Experiment) -> tuple[str, ...]:
+    """Return the prompts of the evaluations."""
+    return read_prompts(experiment.evaluation.prompts, experiment.evaluation.column)[
+        : experiment.evaluation.num_prompts
+    ]
+
+
+def encode_ahead(family: ModelFamily, prompts: Sequence[str], directory: Path, rank: int, world: int) -> None:
+    """Have the ranks encode all prompts, each its share, and take the text encoders off the device; a collective."""
+    encoder = family.text_encoder
+    assert isinstance(encoder, RememberingEncoder)
+    store = EmbeddingStore(directory, fingerprint(encoder))
+    encoder.compute_into(store, ["", *prompts][rank::world])
+    if dist.is_initialized():
+        dist.barrier()
+    encoder.leave_device()
+
+
+def _reward_decoder(experiment: Experiment, family: ModelFamily) -> ImageDecoder:
+    assert isinstance(family.decoder, VaeDecoder)
+    dtype = DTYPES[experiment.models.reward_decoder_precision]
+    return reward_decoder(
+        family.decoder, experiment.models.reward_decoder, dtype, experiment.runtime.gradient_checkpointing
+    )
+
+
+def step_settings(experiment: Experiment, world: int) -> StepSettings:
+    """Return the numbers of one step on one of `world` ranks."""
+    objective, training = experiment.objective, experiment.training
+    return StepSettings(
+        batch_size=training.batch_size // world,
+        world_size=world,
+        generator_timesteps=Timesteps(objective.generator_timesteps.low, objective.generator_timesteps.high),
+        assistant_timesteps=Timesteps(objective.assistant_timesteps.low, objective.assistant_timesteps.high),
+        divergence=divergence.Divergence(
+            distance=_distance(objective),
+            guidance=divergence.Guidance(objective.guidance.kind, objective.guidance.scale),
+            weighting=objective.weighting,
+            flow=objective.flow,
+            gradient=objective.gradient,
+        ),
+        reward_weight=objective.reward_weight,
+        assistant_updates=training.assistant_updates,
+        warmup_images=training.warmup_images,
+        ema_half_life_images=training.ema_half_life_images,
+        decode_chunk=experiment.models.decode_chunk,
+    )
+
+
+def _distance(objective: Objective) -> divergence.Distance:
+    if isinstance(objective.distance, PseudoHuber):
+        return divergence.PseudoHuber(objective.distance.constant, objective.distance.per)
+    return divergence.IntegralKL() if isinstance(objective.distance, KL) else divergence.SquaredL2()

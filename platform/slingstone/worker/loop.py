@@ -1,0 +1,123 @@
+"""What each Ray Train worker runs: restore, train, measure, save, export."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from slingstone.checkpoints.run_directory import checkpoints
+from slingstone.checkpoints.saving import Checkpoints
+from slingstone.checkpoints.state import Facts, averaged_weights
+from slingstone.checkpoints.store import open_store
+from slingstone.config import Experiment, flatten
+from slingstone.evaluation.table import numbers
+from slingstone.worker.assembly import Parts, assemble
+from slingstone.worker.assignment import Assignment
+from slingstone.worker.guard import HackingGuard
+from slingstone.worker.reporter import Reporter
+from slingstone.worker.rollback import Rollback
+
+
+def align(config: dict[str, Any]) -> dict[str, Any]:
+    """Run one rank of an alignment; return the evaluations in summary.json's layout, or nothing if told to stop."""
+    assignment: Assignment = config["assignment"]
+    experiment, context = assignment.experiment, ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(experiment.runtime.threads_per_worker)
+    reporter = Reporter(assignment, rank)
+    reporter.say("loading checkpoints")
+    parts = assemble(assignment, rank, world, ray.train.torch.get_device())
+    facts = partial(Facts, num_workers=world, mlflow_run_id=assignment.mlflow_run_id, config=flatten(experiment))
+    saved = Checkpoints(parts.state, open_store(checkpoints(experiment)), experiment, reporter.say)
+    safeguard = Rollback(parts.trainer, saved, experiment, reporter.went_back)
+    if (resumed := saved.restore()) is not None:
+        safeguard.resumed(resumed)
+        reporter.say(f"resumed at {resumed.images} images")
+    results = {"init": parts.measure.initial(parts.averaged)}
+    reporter.found("init", results["init"], 0)
+    reporter.started(parts.measure, parts.averaged, results["init"])
+    guard = Path(assignment.directory) / "guard"
+    best = Checkpoints(parts.state, open_store(str(guard / "best")), experiment, reporter.say, keep=1)
+    watch = HackingGuard(experiment.guard, guard, best, rank)
+    watch.begin(parts.measure, parts.averaged, facts(parts.trainer.images))
+    while parts.trainer.images < experiment.training.num_images:
+        before, found = parts.trainer.images, None
+        if (metrics := safeguard.step()) is None:
+            continue
+        images = parts.trainer.images
+        reporter.step(mean_over_ranks(metrics), images, images - before)
+        saved.advance()
+        stopping = _any_rank(reporter.stopping())
+        if _crossed(experiment.training.grid_every_images, before, images):
+            _average(parts)
+            found = parts.measure.short(parts.averaged)
+            reporter.found("training", found, images)
+            ray.train.report({"images": images, **numbers(found)})
+            reporter.grid(parts.measure, parts.averaged, images)
+            if reporter.guarded(watch.judge(found, facts(images))).ends:
+                break
+        ended = images >= experiment.training.num_images
+        if _crossed(experiment.training.checkpoint_every_images, before, images) or ended or stopping:
+            saved.save(facts(images, score=_score(experiment, found), rollbacks=safeguard.rollbacks))
+            reporter.saved(saved.waited_s, images)
+        if stopping and not ended:
+            saved.finish()
+            return {}
+    watch.finish()
+    _average(parts)
+    results["aligned"] = parts.measure.aligned(parts.averaged)
+    reporter.found("aligned", results["aligned"], parts.trainer.images)
+    if experiment.evaluation.reference is not None:
+        rival = f"reference_{experiment.evaluation.reference.steps}_steps"
+        reporter.say(f"sampling the reference in {experiment.evaluation.reference.steps} steps")
+        results[rival] = parts.measure.reference(rival)
+        reporter.found(rival, results[rival], parts.trainer.images)
+    saved.finish()
+    reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
+    return results | watch.outcome
+
+
+def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """Average each metric over the ranks; counts of dropped samples are added. A collective: keys must agree."""
+    names = sorted(metrics)
+    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
+    dist.all_reduce(values)
+    world = dist.get_world_size()
+    return {
+        name: value if name.startswith("nonfinite/") else value / world
+        for name, value in zip(names, values.tolist(), strict=True)
+    }
+
+
+def _crossed(every: int, before: int, after: int) -> bool:
+    return before // every < after // every
+
+
+def _any_rank(flag: bool) -> bool:
+    total = torch.tensor(float(flag))
+    dist.all_reduce(total)
+    return bool(total)
+
+
+def _score(experiment: Experiment, found: Mapping[str, Any] | None) -> float | None:
+    """Return the number by which the best checkpoint is kept."""
+    name = experiment.training.keep_best
+    if name is None or found is None:
+        return None
+    known = numbers(found)
+    if name not in known:
+        raise ValueError(
+            f"training.keep_best = {name!r}: evaluations find {', '.join(sorted(known))}; name one of them"
+        )
+    return known[name]
+
+
+def _average(parts: Parts) -> None:
+    weights = averaged_weights(parts.trainer, parts.state.engines["generator"])
+    parts.averaged.load_state_dict(weights, strict=False)

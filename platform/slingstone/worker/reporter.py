@@ -1,0 +1,149 @@
+"""What rank 0 tells the user and MLflow; other ranks keep quiet."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from PIL.Image import Image
+from torch import nn
+
+from slingstone.config import Experiment
+from slingstone.evaluation.table import numbers
+from slingstone.export.model_card import Provenance, model_card
+from slingstone.export.registry import known, publish, register
+from slingstone.tracking import Run
+from slingstone.tracking.journal import journal_of
+from slingstone.tracking.provenance import sources
+from slingstone.worker.assignment import Assignment
+from slingstone.worker.guard import Decision
+from slingstone.worker.measure import Measure
+from slingstone.worker.progress import Progress
+
+
+class Reporter:
+    """Lines for the user's terminal, numbers and pictures for MLflow."""
+
+    def __init__(self, assignment: Assignment, rank: int) -> None:
+        self._board = assignment.board
+        self._quiet = rank > 0
+        if not self._quiet:
+            self._board.hold.remote(ray.util.get_current_placement_group())
+        self._experiment = assignment.experiment
+        self._directory = Path(assignment.directory)
+        self._run = Run(
+            assignment.mlflow_uri,
+            assignment.mlflow_run_id,
+            journal_of(self._directory, assignment.mlflow_run_id),
+            assignment.experiment.tracking.on_failure,
+        )
+        self._asked: Any = None
+        if not self._quiet and assignment.experiment.tracking.system_metrics:
+            self._run.watch_system()
+        self._progress = Progress(self.say, assignment.experiment.training.num_images)
+
+    def say(self, line: str) -> None:
+        """Show a line to the user."""
+        if not self._quiet:
+            self._board.say.remote(line)
+
+    def step(self, metrics: Mapping[str, float], images: int, num_images: int) -> None:
+        """Take note of a step of `num_images` images."""
+        if not self._quiet:
+            self._progress.step(metrics, images, num_images)
+            self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
+
+    def stopping(self) -> bool:
+        """Return whether the driver was told to stop, as it answers by the next call: no step waits for that."""
+        if self._quiet:
+            return False
+        asked = self._asked or self._board.stopping.remote()
+        if not ray.wait([asked], timeout=0)[0]:
+            self._asked = asked
+            return False
+        self._asked = self._board.stopping.remote()
+        answer: Any = ray.get(asked)
+        return answer
+
+    def saved(self, waited_s: float, images: int) -> None:
+        """Take note of a checkpoint for which training stood still so long."""
+        if not self._quiet:
+            self._run.metrics({"seconds/checkpoint_wait": waited_s}, images)
+
+    def went_back(self, reason: str, images: int) -> None:
+        """Take note of a return to an earlier position."""
+        if not self._quiet:
+            self.say(f"{reason}: back to {images} images, on with other noise")
+            self._run.journal.go_back(images)
+
+    def found(self, label: str, summary: Mapping[str, Any], images: int) -> None:
+        """Take note of an evaluation: `init`, `training` for the short ones on the way, `aligned`, the rival's."""
+        if not self._quiet:
+            title = f"at {images} images" if label == "training" else label.replace("_", " ")
+            self._progress.found(title, summary)
+            self._run.metrics({f"{label}/{name}": value for name, value in numbers(summary).items()}, images)
+            self._run.flush()
+
+    def guarded(self, decision: Decision) -> Decision:
+        """Tell what the guard decided, unless nothing is wrong; return it."""
+        if not self._quiet and decision.action != "go_on":
+            self.say(str(decision))
+            self._run.metrics({"guard/broken_rules": float(len(decision.breaches))}, decision.images)
+            self._run.tag("guard", str(decision))
+        return decision
+
+    def grid(self, measure: Measure, generator: nn.Module, images: int) -> None:
+        """Draw the prompt grid of the averaged generator beside the initial one."""
+        if not self._quiet:
+            picture = measure.grid_now(f"{images} images", generator)
+            self._picture(picture, f"grid_{images:09}.png")
+            self._run.picture(picture, "grid", images)
+
+    def finish(self, measure: Measure, generator: nn.Module, results: Mapping[str, Any], images: int) -> None:
+        """Draw the final grid and export the generator, after so many images, as a pipeline with its model card."""
+        if not self._quiet:
+            self._picture(measure.grid({label: label.replace("_", " ") for label in results}), "grid.png")
+            exported = self._directory / "pipeline"
+            measure.family.pipeline.save(generator, exported, torch.float32)
+            card = model_card(self._experiment, Provenance(images, "ema", sources(), results))
+            (exported / "README.md").write_text(card, encoding="utf-8")
+            self._upload(exported, results["aligned"], initial=False)
+            if not self._run.flush():
+                self.say(f"MLflow cannot be reached: its numbers wait in {self._directory}")
+
+    def started(self, measure: Measure, generator: nn.Module, found: Mapping[str, Any]) -> None:
+        """Register the initial generator, if there is a registry that does not have it yet."""
+        registry, start = self._experiment.tracking.registry, self._experiment.models.generator
+        if self._quiet or registry is None or known(self._run, registry, "init", "generator", start):
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            exported = Path(directory) / "initial_pipeline"
+            measure.family.pipeline.save(generator, exported, torch.float32)
+            self._upload(exported, found, initial=True)
+
+    def _upload(self, exported: Path, found: Mapping[str, Any], initial: bool) -> None:
+        registry, folder = self._experiment.tracking.registry, exported.name
+        if registry is None:
+            self._run.artifact(exported, folder)
+            return
+        publish(self._run, exported, folder)
+        tags = {"generator": self._experiment.models.generator, "evaluation": digest(self._experiment)}
+        version = register(self._run, registry, folder, numbers(found), tags, initial)
+        self.say(f"registered {'the initial' if initial else 'the aligned'} pipeline as {registry.name}/{version}")
+
+    def _picture(self, picture: Image, name: str) -> None:
+        path = self._directory / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        self._run.artifact(path, "pictures")
+
+
+def digest(experiment: Experiment) -> str:
+    """Return what is equal for runs whose evaluations may be compared: prompts, seeds, rewards and their judges."""
+    judges = [entry.model_dump(include={"name", "model", "checkpoint"}) for entry in experiment.rewards.services]
+    settings = experiment.evaluation.model_dump(exclude={"reference", "grid_prompts"})
+    return hashlib.sha256(json.dumps([settings, judges], sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,36 @@
+"""Peak memory of one generator update, with and without what saves it, on a random SDXL-like network.
+
+Bytes are those of tensors: every operation's results, from when they are made until they are freed
+(`networks.activations.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
+"""
+
+from slingstone.networks.activations import LiveBytes
+from workbench.benchmark.architecture import VARIANTS, Architecture, Variant, random_family, trainer_of
+
+PARTS = ("resting", "peak")
+"""Of a measurement: bytes between steps, and the most beyond them."""
+
+
+def measure(architecture: Architecture, batch: int) -> dict[str, dict[str, int]]:
+    """Return, by variant, the bytes that rest between steps and the most of a generator's update beyond them."""
+    return {name: _peak(architecture, batch, variant) for name, variant in VARIANTS.items()}
+
+
+def table(found: dict[str, dict[str, int]]) -> str:
+    """Return the measurement as lines, with each number as a ratio of the first line's."""
+    first = next(iter(found.values()))
+    lines = [f"{'':<32}{'resting MiB':>12}{'ratio':>8}{'peak MiB':>12}{'ratio':>8}{'together':>10}"]
+    for name, value in found.items():
+        cells = "".join(f"{value[part] / 2**20:>12.1f}{value[part] / first[part]:>8.3f}" for part in PARTS)
+        lines.append(f"{name:<32}{cells}{sum(value.values()) / sum(first.values()):>10.3f}")
+    return "\n".join(lines)
+
+
+def _peak(architecture: Architecture, batch: int, variant: Variant) -> dict[str, int]:
+    with LiveBytes("cpu") as live:
+        trainer = trainer_of(random_family(architecture, variant), variant.gradient, batch, decode_chunk=1)
+        # The first step makes what stays: the optimizers' moments.
+        trainer.step()
+        resting, live.peak = live.now, live.now
+        trainer._update_generator()
+    return {"resting": resting, "peak": live.peak - resting}

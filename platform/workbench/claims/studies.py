@@ -1,0 +1,136 @@
+"""The driver of the studies: every run once, as many at a time as fit, and the document after each."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from slingstone import tracking
+from slingstone.config import Experiment, flatten
+from slingstone.driver import cluster, launch, preflight, rewards
+from slingstone.driver.board import open_board
+from slingstone.worker.progress import duration
+from workbench.claims import charts, document, results
+from workbench.claims.cells import Plan
+
+DRIVER_MEMORY = 256 * 2**20
+"""What a run's own process reserves, in bytes: it waits for its workers, and must take none of their CPUs."""
+
+
+def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
+    """Run what is left of all studies; return the document.
+
+    Raises:
+        ValueError: what the user can mend, before any run starts.
+        KeyboardInterrupt: the user stopped it; the same command goes on.
+    """
+    plan.begin()
+    left = [name for name in plan.runs if not (plan.run_directory(name) / "summary.json").is_file()]
+    say(f"{len(plan.runs)} runs, {len(plan.runs) - len(left)} of them known")
+    failed: dict[str, str] = {}
+    if left:
+        if not ray.is_initialized():
+            cluster.connect(next(iter(plan.runs.values())).runtime.threads_per_worker)
+        parent = _parent(plan)
+        status = "FAILED"
+        try:
+            with rewards.running(plan.runs[left[0]].rewards), open_board(say) as board:
+                _work(plan, left, parent.run_id, board, command, failed, say)
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            parent.end(status)
+    path = write(plan, command, failed)
+    say(f"\ndocument  {path}")
+    if failed:
+        say(f"{len(failed)} runs failed; the same command tries them again")
+    return path
+
+
+def write(plan: Plan, command: str, failed: dict[str, str]) -> Path:
+    """Write the document and its pictures from what the runs have left."""
+    found = results.read(plan, failed)
+    pictures = {
+        entry.name: [path.relative_to(plan.directory) for path in charts.draw(found, entry, plan.directory / "claims")]
+        for entry in plan.claims.studies
+    }
+    path = plan.directory / "claims.md"
+    path.write_text(document.markdown(found, command, pictures))
+    return path
+
+
+def _work(
+    plan: Plan,
+    left: list[str],
+    parent: str,
+    board: Any,
+    command: str,
+    failed: dict[str, str],
+    say: Callable[[str], None],
+) -> None:
+    """Keep as many runs going as the cluster holds; what fails is noted, and the others go on."""
+    task = ray.remote(num_cpus=0, memory=DRIVER_MEMORY, max_retries=0)(_run)
+    concurrent = _concurrency(plan, left)
+    waiting, busy, start, done = list(left), {}, time.monotonic(), 0
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < concurrent:
+                name = waiting.pop(0)
+                busy[task.remote(plan.runs[name], parent)] = name
+            (finished,), _ = ray.wait(list(busy), num_returns=1)
+            name = busy.pop(finished)
+            try:
+                ray.get(finished)
+            except RayTaskError as error:
+                failed[name] = " ".join(str(error.cause).split("\n  traceback:")[0].split()) or type(error).__name__
+            done += 1
+            left_s = (time.monotonic() - start) / done * (len(left) - done)
+            outcome = f"failed: {failed[name]}" if name in failed else "done"
+            say(f"[{done}/{len(left)}] {name} {outcome}  ETA {duration(left_s)}")
+            write(plan, command, failed)
+    finally:
+        for reference in busy:
+            ray.cancel(reference, force=False)
+
+
+def _concurrency(plan: Plan, left: list[str]) -> int:
+    """Return how many runs fit beside the rewards; no more start, so that none waits for another."""
+    available = ray.cluster_resources()
+    for name in left:
+        preflight.fits(plan.runs[name], available)
+    run = plan.runs[left[0]]
+    services = run.rewards.services if run.rewards.backend == "serve" else ()
+    free = available.get("CPU", 0.0) - sum(entry.num_replicas * entry.num_cpus for entry in services)
+    needs = max(plan.runs[name].runtime.num_workers * plan.runs[name].runtime.threads_per_worker for name in left)
+    held = max(1, int((free + 1e-9) // needs))
+    if run.runtime.use_gpu:
+        held = max(1, min(held, int(available.get("GPU", 0.0) // run.runtime.num_workers)))
+    return min(held, plan.claims.max_concurrent or held, len(left))
+
+
+def _run(experiment: Experiment, parent: str) -> None:
+    """Align, in a process of its own; the rewards were started before, if they are services."""
+    external = experiment.rewards.model_copy(update={"lifecycle": "external"})
+    launch.align(experiment.model_copy(update={"rewards": external}), lambda line: None, parent)
+
+
+def _parent(plan: Plan) -> tracking.Run:
+    """Return the MLflow run under which all are shown, the one of before if the studies go on."""
+    run = next(iter(plan.runs.values()))
+    uri, path = tracking.tracking_uri(run), plan.directory / "mlflow.json"
+    if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
+        return tracking.reopened(uri, saved["run_id"])
+    remote = run.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ
+    artifacts = None if remote else Path(plan.claims.storage)
+    tags = {"kind": "claims", "directory": str(plan.directory)}
+    name = f"claims {plan.claims.name}"
+    made = tracking.create_run(uri, run.tracking.experiment, name, flatten(plan.claims), tags, artifacts)
+    path.write_text(json.dumps({"uri": uri, "run_id": made.run_id}))
+    return made

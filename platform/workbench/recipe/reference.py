@@ -1,0 +1,164 @@
+"""Stage 2: the reference, a text-conditional latent diffusion model trained from scratch on drawn scenes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import trange
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from slingstone.world.captions import sample_scenes
+from slingstone.world.drawing import draw
+from workbench.recipe.autoencoder import encode
+from workbench.recipe.tokenizers import special_tokens, write_clip_tokenizer
+
+_MAX_TOKENS = 24
+_TEXT_WIDTH = 96
+_DROP_CAPTION = 0.1
+_EMA_DECAY = 0.998
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained CLIP text transformer, about 0.25 M parameters."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=2 * _TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=_MAX_TOKENS,
+            **special_tokens(tokenizer),
+        )
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """Return the untrained denoiser: Stable Diffusion's architecture at two resolutions, 2.9 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=12,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 112),
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=_TEXT_WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Return Stable Diffusion 1.5's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def drawn_latents(
+    vae: AutoencoderKL, count: int, seed: int, chunk: int = 512
+) -> tuple[list[str], Float[Tensor, "count channel height width"]]:
+    """Return `count` captions of training scenes and the scaled latents of one drawing of each."""
+    rng = torch.Generator().manual_seed(seed)
+    scenes = sample_scenes(count, seed, held_out=False)
+    latents = [
+        encode(vae, draw(scenes[start : start + chunk], rng)) * vae.config["scaling_factor"]
+        for start in trange(0, count, chunk, desc="drawn latents", mininterval=10)
+    ]
+    return [scene.caption for scene in scenes], torch.cat(latents)
+
+
+def train_reference(
+    vae: AutoencoderKL, *, pictures: int, steps: int, batch: int, learning_rate: float, seed: int, directory: Path
+) -> StableDiffusionPipeline:
+    """Train text encoder and denoiser together on eps-MSE with caption dropout; return the averaged weights' pipeline.
+
+    Args:
+        vae: the trained autoencoder.
+        pictures: number of drawings, each seen `steps * batch / pictures` times.
+        steps: optimizer steps.
+        batch: pictures a step.
+        learning_rate: the cosine schedule's peak.
+        seed: of drawings, weights and noise.
+        directory: where the tokenizer's files go.
+    """
+    torch.manual_seed(seed)
+    tokenizer = write_clip_tokenizer(directory / "tokenizer", _MAX_TOKENS)
+    net = _Denoiser(new_text_encoder(tokenizer), new_unet())
+    # On a CPU both are faster: the layout by a tenth, attention written out by a quarter (its fused backward is slow).
+    _lay_out(net, torch.channels_last)
+    net.unet.set_attn_processor(AttnProcessor())
+    captions, latents = drawn_latents(vae, pictures, seed)
+    tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    alpha_bar = new_scheduler().alphas_cumprod
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
+    progress = trange(steps, desc="reference", mininterval=10)
+    for step in progress:
+        rows = torch.randint(pictures, (batch,))
+        x0, t, eps = latents[rows], torch.randint(1000, (batch,)), torch.randn(batch, *latents.shape[1:])
+        text = torch.where(torch.rand(batch, 1) < _DROP_CAPTION, tokens[-1:], tokens[rows])
+        scale = alpha_bar[t].view(-1, 1, 1, 1)
+        noisy = scale.sqrt() * x0 + (1 - scale).sqrt() * eps
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = net(noisy, t, text)
+        loss = torch.nn.functional.mse_loss(predicted.float(), eps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        averaged.update_parameters(net)
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+    best = averaged.module.eval().requires_grad_(False)
+    assert isinstance(best, _Denoiser)
+    _lay_out(best, torch.contiguous_format)
+    best.unet.set_default_attn_processor()
+    return _pipeline(vae, best, tokenizer)
+
+
+def _lay_out(net: torch.nn.Module, memory_format: torch.memory_format) -> None:
+    """Arrange the weights of the convolutions in memory."""
+    for weight in net.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=memory_format)
+
+
+class _Denoiser(torch.nn.Module):
+    """What the reference trains: text encoder and denoiser."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.unet = unet
+
+    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(x_t, t, self.text_encoder(tokens).last_hidden_state).sample
+
+
+def _pipeline(vae: AutoencoderKL, net: _Denoiser, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    absent: Any = None
+    scheduler: Any = new_scheduler()
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=net.text_encoder,
+        tokenizer=tokenizer,
+        unet=net.unet,
+        scheduler=scheduler,
+        safety_checker=absent,
+        feature_extractor=absent,
+        requires_safety_checker=False,
+    )

@@ -1,0 +1,179 @@
+"""Stage 4: three reward models in the published architectures, trained on simulated preferences alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import trange
+from transformers import (
+    BertTokenizer,
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+)
+
+from reward_services.models.head import RewardHead
+from reward_services.models.hps import HPS
+from reward_services.models.imagereward import ImageReward
+from reward_services.models.pickscore import PickScore
+from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
+from slingstone.world.drawing import SIZE
+from workbench.recipe.preferences import Candidates, preference_loss
+from workbench.recipe.tokenizers import bert_vocabulary, special_tokens, write_clip_tokenizer
+
+_MAX_TOKENS = 24
+_WIDTH = 96
+_HPS_TEMPERATURE = 25.0  # cosines differ by hundredths; logits of choices do not
+
+Reward = PickScore | HPS | ImageReward
+Score = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
+
+
+def new_clip(tokenizer: CLIPTokenizer, patch: int, layers: int) -> CLIPModel:
+    """Return an untrained CLIP with both towers `_WIDTH` wide, about 0.5 M parameters."""
+    tower = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_attention_heads": 4, "hidden_act": "gelu"}
+    return CLIPModel(
+        CLIPConfig(
+            projection_dim=64,
+            vision_config=tower | {"num_hidden_layers": layers, "image_size": SIZE, "patch_size": patch},
+            text_config=tower
+            | {
+                "num_hidden_layers": 2,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": _MAX_TOKENS,
+            }
+            | special_tokens(tokenizer),
+        )
+    )
+
+
+def new_imagereward(vocabulary_file: Path) -> ImageReward:
+    """Return an untrained BLIP with its reward head, about 0.7 M parameters."""
+    tokenizer = BertTokenizer(vocab=str(vocabulary_file))
+    vision = BlipVisionConfig(
+        hidden_size=_WIDTH,
+        intermediate_size=2 * _WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=6,
+        layer_norm_eps=1e-6,
+        initializer_range=0.02,  # transformers' default, 1e-10, starts the tower without signal
+    )
+    text = BlipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=_WIDTH,
+        encoder_hidden_size=_WIDTH,
+        intermediate_size=2 * _WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        is_decoder=True,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    head = RewardHead(_WIDTH, (128, 64, 32, 16))
+    for layer in head.layers:  # five maps without activation: torch's default would shrink the signal at each
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return ImageReward(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head, tokenizer, "smooth")
+
+
+def train_reward(
+    model: Reward,
+    candidates: Candidates,
+    *,
+    steps: int,
+    captions_per_step: int,
+    learning_rate: float,
+    seed: int,
+    scale: float = 1.0,
+) -> None:
+    """Fit `scale * score` to the choices, in place; the last 5 % of the captions are held back and reported."""
+    rng = torch.Generator().manual_seed(seed)
+    held_back = max(1, len(candidates.captions) // 20)
+    trained = len(candidates.captions) - held_back
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
+    model.train().requires_grad_(True)
+    progress = trange(steps, desc=type(model).__name__, mininterval=10)
+    for step in progress:
+        rows = torch.randint(trained, (captions_per_step,), generator=rng).tolist()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = _scores(model.score, candidates, rows).float()
+        loss = preference_loss(scale * scores, candidates.utility[rows], rng)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval().requires_grad_(False)
+    rows = list(range(trained, trained + held_back))
+    share = agreement(model.score, candidates, rows)
+    print(f"{type(model).__name__}: {share:.3f} of held-back pairs ordered as by utility")
+
+
+def _scores(score: Score, candidates: Candidates, rows: Sequence[int]) -> Float[Tensor, "batch candidate"]:
+    pictures = candidates.pictures_of(rows)
+    prompts = [candidates.captions[row] for row in rows for _ in range(pictures.shape[1])]
+    return score(pictures.flatten(0, 1), prompts).view(len(rows), -1)
+
+
+@torch.no_grad()
+def agreement(score: Score, candidates: Candidates, rows: Sequence[int]) -> float:
+    """Return the share of pairs with a utility gap above 0.05 that the score orders rightly."""
+    scores, utility = _scores(score, candidates, rows), candidates.utility[list(rows)]
+    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], offset=1)
+    gap = utility[:, first] - utility[:, second]
+    right = (scores[:, first] - scores[:, second]) * gap > 0
+    return right[gap.abs() > 0.05].float().mean().item()
+
+
+def _new_pickscore(directory: Path) -> PickScore:
+    tokenizer = write_clip_tokenizer(directory, _MAX_TOKENS)
+    return PickScore(new_clip(tokenizer, patch=6, layers=3), tokenizer, "smooth")
+
+
+def _new_hps(directory: Path) -> HPS:
+    tokenizer = write_clip_tokenizer(directory, _MAX_TOKENS)
+    return HPS(new_clip(tokenizer, patch=8, layers=4), tokenizer, "smooth")
+
+
+def _new_imagereward(directory: Path) -> ImageReward:
+    directory.mkdir(parents=True, exist_ok=True)
+    vocabulary = directory / "vocab.txt"
+    vocabulary.write_text("".join(f"{token}\n" for token in bert_vocabulary()))
+    return new_imagereward(vocabulary)
+
+
+def new_reward(name: str, directory: Path, seed: int) -> Reward:
+    """Return an untrained reward model and write its tokenizer into `directory`."""
+    torch.manual_seed(seed)
+    return {"pickscore": _new_pickscore, "hps": _new_hps, "imagereward": _new_imagereward}[name](directory)
+
+
+def logit_scale(name: str) -> float:
+    """Return what turns a reward's scores into the logits of choices (PickScore learns its own)."""
+    return _HPS_TEMPERATURE if name == "hps" else 1.0
+
+
+def write_reward(reward: Reward, directory: Path) -> None:
+    """Write the reward in its published layout, in half precision."""
+    match reward:
+        case PickScore():
+            write_pickscore(reward.similarity.model, reward.similarity.tokenizer, directory, torch.float16)
+        case HPS():
+            write_hps(reward.similarity.model, reward.similarity.tokenizer, directory, torch.float16)
+        case ImageReward():
+            write_imagereward(reward.vision, reward.text, reward.mlp, reward.tokenizer, directory, torch.float16)

@@ -1,0 +1,168 @@
+"""Where a soak happens: a Ray head and an MLflow server of its own, both of which may be killed and started again."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from slingstone.config.paths import ROOT
+from slingstone.driver.head import Head
+
+SETTINGS = {
+    "RAY_JOB_STOP_WAIT_TIME_S": "300",  # a pre-empted run has the time to save
+    "RAY_task_events_max_num_task_in_gcs": "500",  # Ray's list of past tasks is full before the warm-up ends
+}
+START_S = 180.0
+POLL_S = 0.3
+
+
+class Tracking:
+    """An MLflow server over a file, at an address that stays when it is started again."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self._port}", "--workers=1"]
+        command += [f"--backend-store-uri=sqlite:///{self._directory / 'mlflow.db'}"]
+        command += [f"--artifacts-destination={self._directory / 'artifacts'}"]
+        with (self._directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self._directory,
+                # For jobs it would keep a directory in /dev/shm, which a killed server leaves there.
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no MLflow server came up; see {self._directory / 'server.log'}")
+            time.sleep(POLL_S)
+
+    def kill(self) -> None:
+        """Kill the server and its workers."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+class Ground:
+    """A head that takes jobs, and the MLflow server that they report to."""
+
+    def __init__(self, directory: Path) -> None:
+        self._head = Head(directory)
+        self.tracking = Tracking(directory / "mlflow")
+        self._client: JobSubmissionClient | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the head's first process, if it runs."""
+        return self._head.pid
+
+    def start_head(self) -> None:
+        """Start the head and wait until it takes jobs."""
+        with _environment(SETTINGS):
+            reached = self._head.start()
+        token = Path(reached["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        self._client = JobSubmissionClient(reached["RAY_API_SERVER_ADDRESS"], headers=headers)
+
+    def kill_head(self) -> list[psutil.Process]:
+        """Kill the head's processes at once; return those that descend from it, which have to notice by themselves."""
+        assert self.pid is not None
+        left = psutil.Process(self.pid).children(recursive=True)
+        os.killpg(self.pid, signal.SIGKILL)
+        return left
+
+    def stop(self) -> None:
+        """End both."""
+        self._head.stop()
+        self.tracking.kill()
+
+    def submit(self, *command: str) -> str:
+        """Have the cluster run a Python program of these sources; return the job's id."""
+        source = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
+        return self._reached.submit_job(
+            entrypoint=shlex.join(["env", f"PYTHONPATH={source}", sys.executable, *command])
+        )
+
+    def ended(self, job: str) -> bool:
+        """Return whether a job came to an end."""
+        return self._reached.get_job_status(job).is_terminal()
+
+    def succeeded(self, job: str) -> bool:
+        """Return whether a job came to a good end."""
+        return self._reached.get_job_status(job) == JobStatus.SUCCEEDED
+
+    def said(self, job: str) -> str:
+        """Return what a job printed so far."""
+        return self._reached.get_job_logs(job)
+
+    def stop_job(self, job: str) -> None:
+        """Send a job's driver SIGTERM, as `ray job stop` does."""
+        self._reached.stop_job(job)
+
+    @property
+    def _reached(self) -> JobSubmissionClient:
+        assert self._client is not None, "start_head comes first"
+        return self._client
+
+
+@contextmanager
+def ground(directory: Path) -> Iterator[Ground]:
+    """Yield a head and a server that run, below a directory; nothing of them is left afterwards."""
+    made = Ground(directory)
+    try:
+        made.tracking.start()
+        made.start_head()
+        yield made
+    finally:
+        made.stop()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for what is started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

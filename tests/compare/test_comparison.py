@@ -1,0 +1,208 @@
+"""Evaluations of several models: resumable pieces, one protocol with training, tables with the paper's rows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from PIL import Image
+from pyarrow import parquet
+from safetensors.torch import load_file, save_file
+
+from slingstone.compare import pieces, published_scores, results, schedule, table
+from slingstone.compare.judge import Worker, read_piece, read_sheet
+from slingstone.config import Comparison, ConfigError, load_as, to_yaml
+from slingstone.evaluation.protocol import merge
+from slingstone.networks.latent_diffusion import load
+from slingstone.worker.measure import Measure
+from slingstone.worker.rewards import clients
+
+
+@pytest.fixture
+def aligned(micro, tmp_path) -> Path:
+    """The directory of a run that has ended: its configuration and its export, whose weights moved."""
+    run = micro("rewards.backend=in_process")
+    family = load(run.models.reference, run.models.generator, generator_timestep=625)
+    with torch.no_grad():
+        for weight in family.generator.parameters():
+            weight.mul_(1.01)
+    directory = tmp_path / "align" / "micro"
+    family.pipeline.save(family.generator, directory / "pipeline", torch.float32)
+    (directory / "config.yaml").write_text(to_yaml(run))
+    return directory
+
+
+@pytest.fixture
+def write_comparison(micro, aligned, tmp_path):
+    """Write the YAML of an evaluation of the run and of what it started from; return its path."""
+
+    def write(**changes) -> Path:
+        run = micro("rewards.backend=in_process")
+        prompts = tmp_path / "prompts.tsv"
+        lines = Path(run.evaluation.prompts).read_text().splitlines()[:6]
+        prompts.write_text("prompt\tkind\n" + "".join(f"{line}\t{line.split()[-1]}\n" for line in lines))
+        tree = {
+            "name": "both",
+            "storage": str(tmp_path),
+            "models": [
+                {"kind": "generator", "name": "init", "models": run.models.model_dump(mode="json")},
+                {"kind": "run", "name": "aligned", "run": str(aligned)},
+            ],
+            "prompts": [{"name": "kinds", "path": str(prompts), "groups": ["kind"], "published": "parti"}],
+            "rewards": run.rewards.model_dump(mode="json"),
+            "images_per_prompt": 2,
+            "batch_size": 4,
+            "sheet_prompts": 2,
+            "latency": None,
+        }
+        path = tmp_path / "evaluate.yaml"
+        path.write_text(yaml.safe_dump(tree | changes))
+        return path
+
+    return write
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def planned(path: Path) -> pieces.Plan:
+    return pieces.prepare(load_as(Comparison, path))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    assert load_as(Comparison, path).name == path.stem
+
+
+def test_a_finished_run_is_evaluated_to_the_digit_as_it_was_in_training(micro, aligned, write_comparison, tmp_path):
+    run = micro("rewards.backend=in_process")
+    family = load(run.models.reference, str(aligned / "pipeline"), generator_timestep=625)
+    asked = clients(run.rewards, torch.device("cpu"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        measure = Measure(run.evaluation, family, asked, tmp_path / "evaluation", 0, 1)
+        within = measure.aligned(family.generator)
+    finally:
+        dist.destroy_process_group()
+
+    both = planned(write_comparison())
+    worker = Worker(both)
+    pieces = [piece for piece in both.pieces() if piece.model == 1]
+    for piece in reversed(pieces):
+        worker.evaluate(piece)
+    after = merge([read_piece(piece) for piece in pieces]).summary()
+    times = {"seconds_per_image"}
+    for summary in (within, after):
+        summary["standard_errors"].pop("seconds_per_image")
+    assert {key: value for key, value in after.items() if key not in times} == {
+        key: value for key, value in within.items() if key not in times
+    }
+    assert after["rewards"].keys() == {"pickscore", "hps"}
+
+
+def test_what_is_done_stays_done_until_the_model_or_its_settings_change(write_comparison, aligned):
+    both = planned(write_comparison(batch_size=2, images_per_prompt=1))
+    assert len(both.pieces()) == 2 * 1
+    small = planned(write_comparison(batch_size=1, images_per_prompt=1))
+    pieces = small.pieces()
+    assert [(piece.model, piece.number, piece.total) for piece in pieces] == [
+        (0, 0, 2),
+        (0, 1, 2),
+        (1, 0, 2),
+        (1, 1, 2),
+    ]
+    more = planned(write_comparison(batch_size=1, images_per_prompt=1, workers={"num_workers": 3}))
+    assert more.pieces() == pieces, "the number of workers is no setting of the results"
+    for change in ({"seed": 1}, {"images_per_prompt": 2}, {"oracle": "scenes"}, {"rewards": {}}):
+        changed = planned(write_comparison(**({"batch_size": 1, "images_per_prompt": 1} | change)))
+        assert not {piece.path for piece in changed.pieces()} & {piece.path for piece in pieces}
+    weights = aligned / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights)
+    paths = [piece.path for piece in more.pieces()]
+    assert paths[:2] == [piece.path for piece in pieces[:2]]
+    assert not {*paths[2:]} & {piece.path for piece in pieces}, "the run was repeated in the meantime"
+
+
+def test_mistakes_are_named_together_before_anything_starts(write_comparison, tmp_path):
+    twice = [{"kind": "pipeline", "name": "sdxl", "location": "a/b", "steps": 0, "guidance": 5}] * 2
+    with pytest.raises(ConfigError, match=r"models.sdxl.steps = 0"):
+        load_as(Comparison, write_comparison(models=twice))
+    twice[0]["steps"] = 50
+    with pytest.raises(ConfigError, match=r"models = 'sdxl': is the name of two; rename one"):
+        load_as(Comparison, write_comparison(models=twice))
+    models = [
+        {"kind": "run", "name": "no-run", "run": str(tmp_path)},
+        {"kind": "pipeline", "name": "gone", "location": "./no/such", "steps": 1, "guidance": 0},
+    ]
+    prompts = [{"name": "absent", "path": "absent.txt"}]
+    with pytest.raises(ValueError, match="holds no exported pipeline") as caught:
+        planned(write_comparison(models=models, prompts=prompts))
+    assert "models.gone = './no/such': does not exist" in str(caught.value)
+    assert "prompts.absent: prompts file 'absent.txt' does not exist" in str(caught.value)
+
+
+def test_the_pieces_add_up_to_rows_groups_win_rates_and_distances(write_comparison, rewards_root, tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for number in range(5):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    features = {"kind": "clip", "checkpoint": str(rewards_root / "pickscore"), "images": str(folder)}
+    both = planned(write_comparison(features=features))
+    worker, real = Worker(both), tmp_path / "real.pt"
+    for piece in both.pieces():
+        worker.evaluate(piece)
+    worker.real_features(real)
+    summary = results.collect(both, both.pieces(), {"init": {}, "aligned": {}}, real)
+
+    rows = parquet.read_table(both.directory / "results.parquet").to_pylist()
+    assert len(rows) == 2 * 6 * 2
+    mine = [row["rewards/hps"] for row in rows if row["model"] == "aligned"]
+    found = summary["sets"]["kinds"]
+    assert found["models"]["aligned"]["rewards/hps"]["mean"] == pytest.approx(np.mean(mine), rel=1e-12)
+    discs = [row["rewards/hps"] for row in rows if row["model"] == "aligned" and row["kind"] == "disc"]
+    assert found["groups"]["kind"]["disc"]["aligned"]["rewards/hps"]["mean"] == pytest.approx(np.mean(discs), rel=1e-12)
+    assert {(rate["model"], rate["against"]) for rate in found["win_rates"]} == {("init", "aligned")}
+    assert torch.load(real, weights_only=True).shape == (5, 16)
+    for model in ("init", "aligned"):
+        assert found["models"][model]["fid"]["mean"] > 0
+
+    worker.sheet(1, ["a red disc"], tmp_path / "sheet.pt")
+    assert read_sheet(tmp_path / "sheet.pt").shape == (1, 3, 48, 48)
+    written = table.markdown(both.settings, summary)
+    assert "clip features of" in written
+    assert "| DI* † | 1 | 2.6B | 1.067 | 5.74 | .2304 | 32.82 | 2.22 |" in written
+    assert written.index("DI* †") < written.index("| **aligned** | 1 |")
+
+
+def test_the_published_rows_are_whole_and_never_without_their_mark(write_comparison):
+    assert all(len(row.scores) == len(published_scores.PARTI_COLUMNS) for row in published_scores.PARTI)
+    assert all(len(row.scores) == len(published_scores.HPSV2_STYLES) + 1 for row in published_scores.HPSV2)
+    for row in published_scores.HPSV2:
+        assert float(row.scores[-1]) == pytest.approx(np.mean([float(score) for score in row.scores[:-1]]), abs=0.011)
+
+
+@pytest.mark.ray
+def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(cluster, write_comparison, tmp_path):
+    both = planned(write_comparison(workers={"num_workers": 2}, batch_size=2, images_per_prompt=1))
+    said: list[str] = []
+    summary = schedule.compare(both, said.append)
+    alone = Worker(both)
+    piece = both.pieces()[-1]
+    known = read_piece(piece)
+    Path(piece.path).unlink()
+    alone.evaluate(piece)
+    times = ("seconds_per_image",)
+    for mine, theirs in zip(read_piece(piece).rows, known.rows, strict=True):
+        assert {k: v for k, v in mine.values.items() if k not in times} == {
+            k: v for k, v in theirs.values.items() if k not in times
+        }
+    for name in ("results.parquet", "table.md", "summary.json", "sheets/kinds.png"):
+        assert (both.directory / name).is_file(), name
+    assert json.loads((both.directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    again = schedule.compare(both, said.append)
+    assert "2 models, 2 pieces, 2 of them known" in said
+    assert again["sets"]["kinds"]["win_rates"] == summary["sets"]["kinds"]["win_rates"]

@@ -1,0 +1,117 @@
+"""What is refused before anything is held, and what an earlier run allows."""
+
+from pathlib import Path
+
+import pytest
+
+from slingstone.checkpoints.run_directory import RunDirectory
+from slingstone.config import load
+from slingstone.config.paths import located
+from slingstone.driver.preflight import fits, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENES = ROOT / "configs" / "align" / "scenes.yaml"
+
+
+def test_a_run_fits_when_workers_and_managed_rewards_find_their_cpus():
+    run = load(SCENES, ["rewards.services.hps.num_cpus=1", "rewards.services.hps.num_replicas=2"])
+    fits(run, {"CPU": 4.0})
+    with pytest.raises(ValueError, match=r"2 workers and 3 managed rewards need 4 CPUs, the cluster has 3"):
+        fits(run, {"CPU": 3.0})
+    fits(load(SCENES, ["rewards.lifecycle=external"]), {"CPU": 2.0})
+    fits(load(SCENES, ["rewards.backend=in_process"]), {"CPU": 2.0})
+
+
+def test_a_gpu_run_needs_a_gpu_a_worker():
+    with pytest.raises(ValueError, match=r"need 2 GPUs, the cluster has 1"):
+        fits(load(SCENES, ["runtime.use_gpu=true"]), {"CPU": 8.0, "GPU": 1.0})
+
+
+def test_paths_are_found_from_the_working_directory_then_from_the_root(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert located("README.md") == str(tmp_path / "README.md")
+    assert located("pyproject.toml") == str(ROOT / "pyproject.toml")
+    assert located("stabilityai/sdxl-turbo") == "stabilityai/sdxl-turbo"
+
+
+def test_sources_that_were_unpacked_for_a_job_and_are_gone_are_found_beside_this_source(tmp_path):
+    file = "platform/slingstone/world/scenes/prompts/train.txt"
+    unpacked = tmp_path / "working_dir_files" / "_ray_pkg_0d0b" / file
+    assert located(str(unpacked)) == str(ROOT / file)
+    unpacked.parent.mkdir(parents=True)
+    unpacked.write_text("a red circle")
+    assert located(str(unpacked)) == str(unpacked), "while they are there, they are what the job saw"
+
+
+def test_hub_ids_pass_and_stay_as_they_are(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    overrides = ["models.reference=org/base", "models.generator=org/turbo", "rewards.services=[]"]
+    overrides += ["objective.reward_weight=0", f"data.prompts={prompts}", f"evaluation.prompts={prompts}"]
+    run = prepare(load(SCENES, overrides))
+    assert (run.models.reference, run.models.generator, run.models.assistant) == ("org/base", "org/turbo", None)
+
+
+def test_a_file_of_weights_passes_as_the_generator_and_not_as_the_reference(tmp_path):
+    weights = tmp_path / "unet.bin"
+    weights.write_bytes(b"\0")
+    asked = ["models.reference=org/base", f"models.generator={weights}", "rewards.services=[]"]
+    asked += ["objective.reward_weight=0"]
+    assert prepare(load(SCENES, asked)).models.generator == str(weights)
+    with pytest.raises(ValueError, match=r"models.reference = .*unet.bin': is no diffusers pipeline"):
+        prepare(load(SCENES, [*asked, f"models.reference={weights}"]))
+
+
+def test_a_storage_that_is_no_directory_and_prompts_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "prompts.bin").write_bytes(b"\xff\xfe\x00")
+    overrides = ["storage=s3://bucket/x", f"data.prompts={tmp_path / 'prompts.bin'}"]
+    with pytest.raises(ValueError, match="is no directory") as caught:
+        prepare(load(SCENES, overrides))
+    assert "is not UTF-8 text" in str(caught.value)
+
+
+def test_a_run_may_grow_but_not_become_another(tmp_path):
+    history = RunDirectory(tmp_path / "align" / "scenes")
+    here = f"storage={tmp_path}"
+    run = load(SCENES, [here])
+    history.check(run)
+    history.begin(run, "sqlite:///x", "id")
+    (history.directory / "checkpoints" / "000000000032").mkdir(parents=True)
+    history.check(run)
+    history.check(load(SCENES, [here, "training.num_images=99999", "rewards.lifecycle=external"]))
+    with pytest.raises(ValueError, match=r"differs in seed \(0 -> 1\), training.batch_size \(32 -> 64\)"):
+        history.check(load(SCENES, [here, "training.batch_size=64", "seed=1"]))
+
+
+def test_checkpoints_that_lie_elsewhere_are_not_forgotten(tmp_path):
+    history, here = RunDirectory(tmp_path / "align" / "scenes"), f"storage={tmp_path}"
+    history.begin(load(SCENES, [here]), "sqlite:///x", "id")
+    (history.directory / "checkpoints" / "000000000032").mkdir(parents=True)
+    moved = load(SCENES, [here, f"recovery.checkpoints={tmp_path / 'new'}"])
+    with pytest.raises(
+        ValueError, match=r"recovery.checkpoints = .*lie in .*align/scenes/checkpoints; name that place"
+    ):
+        history.check(moved)
+    (tmp_path / "new" / "align" / "scenes").mkdir(parents=True)
+    (history.directory / "checkpoints").rename(tmp_path / "new" / "align" / "scenes" / "checkpoints")
+    history.check(moved)
+    assert history.mlflow_run("sqlite:///x") == "id"
+
+
+def test_a_run_that_left_no_checkpoint_is_forgotten(tmp_path):
+    history = RunDirectory(tmp_path)
+    here = f"storage={tmp_path}"  # where no earlier run has left checkpoints
+    history.begin(load(SCENES, [here]), "sqlite:///x", "id")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "init.json").write_text("{}")
+    history.check(load(SCENES, [here, "seed=1"]))
+    assert history.mlflow_run("sqlite:///x") is None
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_only_a_run_in_the_same_store_is_continued_there(tmp_path):
+    history = RunDirectory(tmp_path)
+    history.begin(load(SCENES), "sqlite:///x", "id")
+    assert history.mlflow_run("sqlite:///x") == "id"
+    assert history.mlflow_run("http://elsewhere") is None

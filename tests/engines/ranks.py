@@ -1,0 +1,115 @@
+"""What the ranks of the engine tests run: two small networks that chase each other, under any engine."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from slingstone.checkpoints.manifest import write
+from slingstone.config import Optimizer, Runtime
+from slingstone.engines.engine import ShardedEngine, build_engine
+from slingstone.step.ema import ExponentialMovingAverage
+
+GLOBAL_BATCH = 8
+ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
+CLIP = 0.5  # below the first gradients' norms, so that clipping matters
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 24), nn.SiLU(), nn.Linear(24, 24), nn.SiLU(), nn.Linear(24, 6))
+
+
+def engines(runtime: Runtime) -> tuple[ShardedEngine, ShardedEngine]:
+    return build_engine(network(1), ADAM, runtime, CLIP), build_engine(network(2), ADAM, runtime, CLIP)
+
+
+def alternate(generator: ShardedEngine, assistant: ShardedEngine, steps: Sequence[int]) -> list[list[float]]:
+    """Train both in turns, the generator through the frozen assistant; return [losses and norms] of each step."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = slice(rank * GLOBAL_BATCH // world, (rank + 1) * GLOBAL_BATCH // world)
+    dtype = next(generator.module.parameters()).dtype
+
+    def draw(seed: int) -> Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        return torch.randn(GLOBAL_BATCH, 6, generator=rng).to(dtype)[mine]
+
+    history = []
+    for step in steps:
+        with torch.no_grad():
+            x0 = generator.module(draw(4 * step))
+        noise = draw(4 * step + 1)
+        assistant_loss = (assistant(x0 + noise) - noise).float().square().sum(1).mean()
+        assistant.backward(assistant_loss)
+        assistant_norm = assistant.step()
+
+        x0 = generator(draw(4 * step + 2))
+        leaf = x0.detach().requires_grad_()
+        assistant.module.requires_grad_(False)
+        generator_loss = (assistant.module(leaf) - leaf.flip(1)).float().square().sum(1).mean()
+        (gradient,) = torch.autograd.grad(generator_loss, leaf)
+        assistant.module.requires_grad_(True)
+        generator.backward((x0 * gradient).sum())
+        norm = generator.step()
+        losses = torch.stack([assistant_loss.detach(), generator_loss.detach()])
+        dist.all_reduce(losses)
+        history.append([*(losses / world).tolist(), assistant_norm, norm])
+    return history
+
+
+def run(
+    rank: int,
+    world: int,
+    directory: str,
+    runtimes: dict[str, Runtime],
+    measure: Callable[[Path, Runtime], dict[str, object]] | None = None,
+) -> None:
+    """Entry of a spawned rank: run every engine, check the collectives, leave the results of rank 0 in a file."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world)
+    results = {label: (measure or _measure)(Path(directory) / label, runtime) for label, runtime in runtimes.items()}
+    if rank == 0:
+        torch.save(results, Path(directory) / "results.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
+    generator, assistant = engines(runtime)
+    losses = alternate(generator, assistant, range(3))
+    for name, engine in (("generator", generator), ("assistant", assistant)):
+        write(engine.snapshot(), directory / name)
+    dist.barrier()
+    losses += alternate(generator, assistant, range(3, 5))
+    weights = generator.full_weights()
+
+    resumed = engines(runtime)
+    for name, engine in zip(("generator", "assistant"), resumed, strict=True):
+        engine.load(directory / name)
+    resumed_losses = alternate(*resumed, range(3, 5))
+
+    probe = torch.ones(1, 6, dtype=next(generator.module.parameters()).dtype)
+    with torch.no_grad():
+        before = generator.module(probe)
+        kept = [(tensor, tensor.detach().clone()) for _, tensor in generator.named_parameters()]
+        for _, tensor in generator.named_parameters():
+            tensor.zero_()
+        zeroed = generator.module(probe)
+        for (_, tensor), (_, old) in zip(generator.named_parameters(), kept, strict=True):
+            tensor.copy_(old)
+        after = generator.module(probe)
+    held = sum(tensor.numel() for _, tensor in generator.named_parameters())
+    return {
+        "losses": losses,
+        "resumed": resumed_losses,
+        "weights": weights,
+        "swap": [before, zeroed, after],
+        "held": held,
+        "average_bytes": sum(
+            tensor.nbytes for tensor in ExponentialMovingAverage(generator.named_parameters, 1.0).shadow.values()
+        ),
+    }

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from reward_services.models import load
+from reward_services.spec import RewardSpec
+from slingstone.world.drawing import SIZE
+from workbench.recipe.autoencoder import encode, new_autoencoder, reconstruction_loss
+from workbench.recipe.preferences import drawn_candidates
+from workbench.recipe.reference import train_reference
+from workbench.recipe.rewards import agreement, logit_scale, new_reward, train_reward, write_reward
+from workbench.recipe.settings import load_build
+
+ROOT = Path(__file__).resolve().parents[2]
+REWARDS = ["pickscore", "hps", "imagereward"]
+
+
+@pytest.fixture(scope="module")
+def candidates():
+    return drawn_candidates(8, 4, seed=0)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_learns_choices_and_reads_back_from_its_published_layout(name, candidates, tmp_path):
+    reward = new_reward(name, tmp_path / "new", seed=0)
+    train_reward(
+        reward, candidates, steps=100, captions_per_step=8, learning_rate=1e-3, seed=0, scale=logit_scale(name)
+    )
+    learned = agreement(reward.score, candidates, range(8))
+    assert learned > 0.7  # 0.5 is chance; choices are noisy and the model is small
+
+    write_reward(reward, tmp_path / "written")
+    served = load(RewardSpec(name=name, model=name, checkpoint=str(tmp_path / "written")))
+    pictures, prompts = candidates.pictures[:, 0].float() / 255, candidates.captions
+    # half-precision files round weights by 5e-4 relative
+    torch.testing.assert_close(served.score(pictures, prompts), reward.score(pictures, prompts), rtol=0.02, atol=0.02)
+
+
+def test_the_autoencoder_makes_a_cell_of_four_by_four_pixels_and_its_loss_is_zero_only_at_the_target():
+    vae = new_autoencoder().eval()
+    pictures = torch.rand(2, 3, SIZE, SIZE)
+    assert encode(vae, pictures).shape == (2, 4, SIZE // 4, SIZE // 4)
+    assert reconstruction_loss(pictures, pictures) == 0
+    assert reconstruction_loss(pictures, 1 - pictures) > 0.1
+
+
+def test_the_reference_is_trained_into_an_ordinary_pipeline(tmp_path):
+    vae = new_autoencoder().eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=1.0)
+    pipeline = train_reference(vae, pictures=4, steps=2, batch=4, learning_rate=2e-3, seed=0, directory=tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    caption = "a red circle above a blue square on a gray background"
+    pictures = torch.as_tensor(pipeline([caption], num_inference_steps=1, output_type="pt").images)
+    assert pictures.shape == (1, 3, SIZE, SIZE)
+    assert pictures.isfinite().all()
+
+
+def test_the_shipped_build_settings_are_complete():
+    build = load_build(ROOT / "configs/world/scenes.yaml")
+    assert (ROOT / build.generator).is_file()

@@ -1,0 +1,130 @@
+"""A job, its cluster and its MLflow server under faults from outside: it ends as undisturbed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import NamedTuple, cast
+
+import pytest
+
+from slingstone.config import Experiment, load
+from slingstone.driver.preflight import prepare
+from workbench.soak import Fault, soak
+from workbench.soak.fault_plan import KINDS, plan
+from workbench.soak.faults import FAULTS
+from workbench.soak.ground import Ground, ground
+from workbench.soak.meter import Sample, Who, level
+from workbench.soak.run import play, same_end, variant
+from workbench.soak.scene import Scene
+from workbench.soak.shrink import shrink
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "soak" / "scenes.yaml"
+SHORT = ("training.num_images=160", "training.checkpoint_every_images=20", "training.grid_every_images=80")
+
+
+class Place(NamedTuple):
+    """A cluster on which a run came to its end undisturbed."""
+
+    ground: Ground
+    run: Experiment
+    undisturbed: Experiment
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    storage = tmp_path_factory.mktemp("soak")
+    run = prepare(load(CONFIG, [*SHORT, f"storage={storage}"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        with ground(storage) as made:
+            undisturbed = variant(run, "undisturbed", made)
+            play(Scene(undisturbed, made, Random(0)), [], print)
+            yield Place(made, run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("kind", ["replica", "outage", "slow", "mlflow", "full_disk", "damage", "preemption", "head"])
+def test_a_job_that_suffers_this_ends_as_undisturbed(place, kind):
+    suffering = variant(place.run, kind, place.ground)
+    scene = Scene(suffering, place.ground, Random(1))
+    _, ((_, did),) = play(scene, [Fault(30, kind)], print)
+    assert "killed 0" not in did
+    for verdict in same_end(place.undisturbed, suffering, place.ground):
+        assert verdict.holds, verdict
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_short_soak_holds_all_that_the_long_one_shows(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    run = prepare(load(CONFIG, [*SHORT, f"storage={tmp_path}"]))
+    outcome = soak(run, plan(0, 160, 3, ("worker", "saving", "replica")), print)
+    assert len(outcome.done) == 3
+    for verdict in outcome.verdicts:  # but for memory, which takes longer to tell
+        assert verdict.holds or verdict.claim.startswith("memory"), verdict
+
+
+def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch):
+    ground = _Endless()
+    scene = Scene(load(CONFIG), ground, Random(0))
+
+    def no_show(_: Scene) -> str:
+        raise TimeoutError("not within 1 s: a replica")
+
+    monkeypatch.setitem(cast("dict[str, object]", FAULTS), "replica", no_show)
+    monkeypatch.setattr(scene, "position", lambda: 30)
+    with pytest.raises(RuntimeError, match=r"replica: not within 1 s.*what it said"):
+        play(scene, [Fault(30, "replica")], print)
+    assert ground.stopped == ["job"]
+
+
+class _Endless(Ground):
+    """A head whose job runs until it is stopped."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    def submit(self, *command: str) -> str:
+        return "job"
+
+    def ended(self, job: str) -> bool:
+        return job in self.stopped
+
+    def said(self, job: str) -> str:
+        return "what it said"
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+def test_the_shipped_soak_is_two_thousand_steps_on_one_worker_and_knows_all_its_faults():
+    run = load(CONFIG)
+    assert run.training.num_images / run.training.batch_size == 2000
+    assert run.runtime.num_workers == 1, "only then the end is the same bit for bit"
+    assert set(KINDS) <= set(FAULTS)
+
+
+def test_a_pipeline_without_a_unet_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="a soak needs a local pipeline with a UNet"):
+        shrink(tmp_path / "nothing", tmp_path / "copy", 0)
+
+
+def test_a_plan_is_the_same_for_its_seed_and_spreads_all_kinds_over_the_run():
+    faults = plan(3, 4000, 20)
+    assert faults == plan(3, 4000, 20)
+    assert faults != plan(4, 4000, 20)
+    assert [fault.images // 200 for fault in faults] == list(range(20)), "one every hundred steps of two images"
+    counts = [sum(fault.kind == kind for fault in faults) for kind in KINDS]
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(("growth", "flat"), [(1.0, True), (1.04, True), (1.2, False)])
+def test_memory_that_grows_after_the_warm_up_is_told_from_memory_that_does_not(growth, flat):
+    who = Who("trainer", 1, 0.0)
+    warming = [Sample(at, 50 + at, 10) for at in range(0, 100, 3)]
+    after = [Sample(at, int(1000 * growth ** ((at - 100) / 900)), 10) for at in range(100, 1000, 3)]
+    found = level(who, warming + after)
+    assert found is not None
+    assert found.flat == flat
+    assert level(who, after[:10]) is None, "too young to tell"
