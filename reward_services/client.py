@@ -16,32 +16,18 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCan
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from torch import Tensor
 
-from reward_services.gradient import differentiable, score_and_gradient
+from reward_services.gradient import differentiable as differentiable
+from reward_services.gradient import score_and_gradient
+from reward_services.pending import Answer, FullQueue, LazyReward, LostRequest, retried
 from reward_services.protocol import (
     InvalidRequestError,
     PendingReward,
-    RewardClient,
     RewardError,
     RewardFailedError,
     RewardModel,
-    RewardOverloadedError,
     RewardUnavailableError,
+    in_a_line,
 )
-from reward_services.retry import Answer, FullQueue, LostRequest, RetriedReward, first_line
-
-__all__ = [
-    "ImageStore",
-    "InProcessClient",
-    "InvalidRequestError",
-    "PendingReward",
-    "RewardClient",
-    "RewardError",
-    "RewardFailedError",
-    "RewardOverloadedError",
-    "RewardUnavailableError",
-    "ServeClient",
-    "differentiable",
-]
 
 # Where Serve itself gives up.
 _TRANSIENT = (RayActorError, ObjectLostError, BackPressureError, DeploymentUnavailableError, TaskCancelledError)
@@ -61,29 +47,18 @@ class InProcessClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Return the request; it is computed when its result is asked for."""
-        pixels = images.detach().to(torch.promote_types(images.dtype, torch.float32))
-        return _InProcessReward(self._model, self._name, pixels, list(prompts))
+        pixels, asked = images.detach().to(torch.promote_types(images.dtype, torch.float32)), list(prompts)
 
-
-class _InProcessReward:
-    def __init__(self, model: RewardModel, name: str, images: Tensor, prompts: list[str]):
-        self._model = model
-        self._name = name
-        self._images = images
-        self._prompts = prompts
-        self._answer: tuple[Tensor, Tensor] | None = None
-
-    def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
-        if self._answer is None:
-            if len(self._prompts) != len(self._images):
-                raise InvalidRequestError(
-                    self._name, f"{len(self._prompts)} prompts for {len(self._images)} pictures: send one a picture"
-                )
+        def find() -> tuple[Tensor, Tensor]:
+            if len(asked) != len(pixels):
+                reason = f"{len(asked)} prompts for {len(pixels)} pictures: send one a picture"
+                raise InvalidRequestError(self._name, reason)
             try:
-                self._answer = score_and_gradient(self._model, self._images, self._prompts)
+                return score_and_gradient(self._model, pixels, asked)
             except Exception as error:
                 raise RewardFailedError(self._name, f"{type(error).__name__}: {error}") from error
-        return self._answer
+
+        return LazyReward(find)
 
 
 class ImageStore:
@@ -138,7 +113,7 @@ class ServeClient:
         def send() -> _ServeResponse:
             return _ServeResponse(self.name, self._handle.score_and_gradient.remote(*arguments))
 
-        return RetriedReward(self.name, send, self._deadline_s, images.device)
+        return retried(self.name, send, self._deadline_s, images.device)
 
     def describe(self) -> dict[str, Any]:
         """Return what the service says of itself, see `RewardService.describe`.
@@ -149,8 +124,7 @@ class ServeClient:
         try:
             return self._handle.describe.remote().result(timeout_s=self._deadline_s)
         except (TimeoutError, *_TRANSIENT) as error:
-            reason = f"does not describe itself: {type(error).__name__}: {first_line(error)}"
-            raise RewardUnavailableError(self.name, reason) from error
+            raise RewardUnavailableError(self.name, f"does not describe itself: {in_a_line(error)}") from error
 
 
 class _ServeResponse:
@@ -160,14 +134,14 @@ class _ServeResponse:
         self._name = name
         self._response = response
 
-    def result(self, timeout_s: float) -> Answer:
+    def result(self, timeout_s: float, /) -> Answer:
         try:
             return self._response.result(timeout_s=timeout_s)
         except BackPressureError as error:
-            raise FullQueue(f"{type(error).__name__}: {first_line(error)}") from error
+            raise FullQueue(in_a_line(error)) from error
         except _TRANSIENT as error:
             _handle(self._name)  # raises at once if the whole application is gone
-            raise LostRequest(f"{type(error).__name__}: {first_line(error)}") from error
+            raise LostRequest(in_a_line(error)) from error
         except RayTaskError as error:
             raise _cause(self._name, error) from error
 
@@ -190,4 +164,4 @@ def _cause(name: str, error: RayTaskError) -> RewardError:
     cause = error.cause
     if isinstance(cause, RewardError):
         return cause
-    return RewardFailedError(name, f"{type(cause).__name__}: {first_line(cause)}")
+    return RewardFailedError(name, in_a_line(cause))

@@ -93,7 +93,7 @@ class HttpIngress:
             body += chunk
             if len(body) > limit:
                 raise too_large(self._reward, len(body), self._settings)
-        return await asyncio.to_thread(decode_request, self._reward, body, self._settings)
+        return await asyncio.to_thread(decode_request, self._reward, bytes(body), self._settings)
 
 
 def _is_loopback(request: Request) -> bool:

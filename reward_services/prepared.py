@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reward_services.pending import LazyReward
 from reward_services.preprocess import Preprocess
 from reward_services.protocol import PendingReward, RewardClient, RewardModel
 
@@ -45,19 +46,11 @@ class PreparingClient:
         leaf = images.detach().float().requires_grad_(True)
         with torch.enable_grad():
             inputs = self._rule.fitted(leaf)
-        return _Prepared(self._client.submit(inputs.detach(), prompts), leaf, inputs)
+        pending = self._client.submit(inputs.detach(), prompts)
 
+        def find() -> tuple[Tensor, Tensor]:
+            scores, gradient = pending.result()
+            (pulled,) = torch.autograd.grad(inputs, leaf, gradient)
+            return scores, pulled
 
-class _Prepared:
-    def __init__(self, pending: PendingReward, images: Tensor, inputs: Tensor):
-        self._pending = pending
-        self._images = images
-        self._inputs = inputs
-        self._answer: tuple[Tensor, Tensor] | None = None
-
-    def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
-        if self._answer is None:
-            scores, gradient = self._pending.result()
-            (pulled,) = torch.autograd.grad(self._inputs, self._images, gradient)
-            self._answer = scores, pulled
-        return self._answer
+        return LazyReward(find)

@@ -90,6 +90,11 @@ class RewardClient(Protocol):
         ...
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
 def check_request(reward: str, images: object, prompts: object, tolerance: float = PIXEL_TOLERANCE) -> None:
     """Refuse a request that breaks the contract.
 

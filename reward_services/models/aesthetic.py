@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from reward_services.models.checkpoints import cast_towers, load_strict, read_state_dict, weights_file
-from reward_services.models.clip import tower_configs
+from reward_services.models.clip import picture_side
 from reward_services.models.clip_directory import read_clip
 from reward_services.models.head import RewardHead, head_of
-from reward_services.preprocess import imagereward_preprocess, square_side
+from reward_services.preprocess import imagereward_preprocess
 from reward_services.spec import PreprocessMode
 
 PUBLISHED_FILE = "sac+logos+ava1-l14-linearMSE.pth"
@@ -28,12 +28,11 @@ class Aesthetic(nn.Module):
 
     def __init__(self, model: CLIPModel, mlp: RewardHead, preprocess: PreprocessMode = "exact"):
         super().__init__()
-        vision, _ = tower_configs(model)
         self.vision = model.vision_model
         self.projection = model.visual_projection
         self.mlp = mlp
         # The rule of OpenAI's clip package, which ImageReward took over.
-        self.preprocess = imagereward_preprocess(square_side(vision.image_size, "vision_config.image_size"), preprocess)
+        self.preprocess = imagereward_preprocess(picture_side(model), preprocess)
 
     @classmethod
     def load(
@@ -70,7 +69,7 @@ class Aesthetic(nn.Module):
                 f"checkpoint {str(path)!r} judges embeddings of width {mlp.layers[0].in_features}, the CLIP model "
                 f"{tower!r} gives {model.config.projection_dim}: give the model that the head was trained on"
             )
-        cast_towers(model, dtype, keep=lambda name: False)
+        cast_towers(model, dtype)
         return cls(model, mlp, preprocess)
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:

@@ -1,7 +1,7 @@
 """Finding and reading published checkpoint files: safely, and with messages that name the file."""
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,9 +11,12 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from reward_services.protocol import in_a_line
+
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 def local_path(checkpoint: str | Path) -> Path | None:
@@ -78,20 +81,28 @@ def weights_file(checkpoint: str | Path, published: str) -> Path:
     return files[0]
 
 
-def read_tokenizer(kind: type[Tokenizer], source: str) -> Tokenizer:
-    """Return the tokenizer of a directory or hub id.
+def read_tokenizer(kind: type[Tokenizer], given: str | None, checkpoint: str | Path, published: str) -> Tokenizer:
+    """Return the tokenizer that is given, else the one beside the weights, else the published one.
+
+    Args:
+        kind: class of the tokenizer.
+        given: directory or hub id.
+        checkpoint: directory or hub id of the weights.
+        published: hub id.
 
     Raises:
         ValueError: there is none. transformers 5 then returns one that knows its special tokens only.
     """
+    beside = local_path(checkpoint)
+    has_tokenizer = beside is None or any((beside / name).is_file() for name in _TOKENIZER_FILES)
+    source = given or (str(checkpoint) if has_tokenizer else published)
+    wrong = "it is neither a directory here nor a hub id that can be read"
     try:
         tokenizer = kind.from_pretrained(path_or_hub_id(source))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"tokenizer {source!r} is neither a directory here nor a hub id that can be read") from error
+        raise ValueError(f"tokenizer {source!r} cannot be read: {wrong}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(
-            f"tokenizer {source!r} has no vocabulary: it is neither a directory here nor a hub id that can be read"
-        )
+        raise ValueError(f"tokenizer {source!r} has no vocabulary: {wrong}")
     return tokenizer
 
 
@@ -104,10 +115,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"checkpoint {str(path)!r} ({path.stat().st_size} bytes) cannot be read as tensors; it is truncated or not "
-            f"a checkpoint, fetch it again ({reason})"
+            f"a checkpoint, fetch it again ({in_a_line(error)})"
         ) from error
     if isinstance(payload, Mapping) and isinstance(payload.get("state_dict"), Mapping):
         payload = payload["state_dict"]
@@ -123,33 +133,27 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         ValueError: names are missing or unknown, or shapes differ; the message shows the first few of each.
     """
     own = module.state_dict()
-    problems = [
-        _listed("missing", [name for name in own if name not in state]),
-        _listed("unknown", [name for name in state if name not in own]),
-        _listed(
-            "of another shape",
-            [
-                f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-                for name in own
-                if name in state and state[name].shape != own[name].shape
-            ],
-        ),
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+    }
+    found = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for kind, names in problems.items()
+        if names
     ]
-    found = "; ".join(problem for problem in problems if problem)
     if found:
-        raise ValueError(f"checkpoint {source!r} does not fit {type(module).__name__}: {found}")
+        raise ValueError(f"checkpoint {source!r} does not fit {type(module).__name__}: {'; '.join(found)}")
     module.load_state_dict(state)
 
 
-def cast_towers(module: nn.Module, dtype: torch.dtype, keep: Callable[[str], bool]) -> None:
-    """Convert the floating-point parameters and buffers of a module, except those whose name `keep` picks."""
+def cast_towers(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the floating-point parameters and buffers of a module, but for the scale of the logits."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point() and not keep(name):
+        if tensor.is_floating_point() and name != "logit_scale":
             tensor.data = tensor.data.to(dtype)
-
-
-def _listed(kind: str, names: list[str], shown: int = 3) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} {kind}: {', '.join(names[:shown])}{more}"

@@ -24,6 +24,15 @@ WEIGHTS_FILE = "ImageReward.pt"
 TEXT_CONFIG_FILE = "med_config.json"
 VISION_CONFIG_FILE = "vision_config.json"
 MAX_TOKENS = 35
+TEXT_SETTINGS = (
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+)
+"""What of the text tower the state dict does not tell, in the words of `med_config.json` and transformers alike."""
 VISION_LAYER_NORM_EPS = 1e-6
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 
@@ -76,10 +85,9 @@ class ImageReward(nn.Module):
         for module, state in ((vision, vision_state), (text, text_state), (mlp, head_state)):
             load_strict(module, state, str(path))
         for module in (vision, text):
-            cast_towers(module, dtype, keep=lambda name: False)
-        beside = path.with_name("vocab.txt").is_file()
-        source = tokenizer or (str(path.parent) if beside else PUBLISHED_TOKENIZER)
-        return cls(vision, text, mlp, read_tokenizer(BertTokenizer, source), preprocess)
+            cast_towers(module, dtype)
+        words = read_tokenizer(BertTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
+        return cls(vision, text, mlp, words, preprocess)
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""
@@ -94,8 +102,7 @@ class ImageReward(nn.Module):
             encoder_hidden_states=patches,
             is_decoder=False,  # attention is bidirectional; the configuration only asks for cross-attention layers
         ).last_hidden_state
-        first = hidden[:, 0]
-        reward = self.mlp(first.to(self.mlp.layers[0].weight.dtype)).squeeze(-1)
+        reward = self.mlp(hidden[:, 0].to(self.mlp.layers[0].weight.dtype)).squeeze(-1)
         return (reward - _MEAN) / _STD
 
 
@@ -126,14 +133,6 @@ def vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -
 
 
 def _text_geometry(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -> BlipTextConfig:
-    known = (
-        "num_attention_heads",
-        "hidden_act",
-        "layer_norm_eps",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "initializer_range",
-    )
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
         vocab_size=vocabulary,
@@ -144,5 +143,5 @@ def _text_geometry(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -
         num_hidden_layers=count_blocks(state, "encoder.layer"),
         max_position_embeddings=state["embeddings.position_embeddings.weight"].shape[0],
         is_decoder=True,
-        **{name: med_config[name] for name in known if name in med_config},
+        **{name: med_config[name] for name in TEXT_SETTINGS if name in med_config},
     )

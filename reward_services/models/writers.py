@@ -78,23 +78,14 @@ def write_imagereward(
             f"vision layer_norm_eps is {vision.config.layer_norm_eps}: build BLIP's tower with "
             f"{imagereward.VISION_LAYER_NORM_EPS}"
         )
-    med_config = {
+    same = (*imagereward.TEXT_SETTINGS, "hidden_size", "num_hidden_layers", "intermediate_size")
+    same = (*same, "max_position_embeddings", "pad_token_id", "vocab_size")
+    settings = text.config.to_dict()
+    med_config = {name: settings[name] for name in same} | {
         "architectures": ["BertModel"],
         "model_type": "bert",
-        "hidden_size": text.config.hidden_size,
-        "num_hidden_layers": text.config.num_hidden_layers,
-        "num_attention_heads": text.config.num_attention_heads,
-        "intermediate_size": text.config.intermediate_size,
-        "hidden_act": text.config.hidden_act,
-        "hidden_dropout_prob": text.config.hidden_dropout_prob,
-        "attention_probs_dropout_prob": text.config.attention_probs_dropout_prob,
-        "initializer_range": text.config.initializer_range,
-        "layer_norm_eps": text.config.layer_norm_eps,
-        "max_position_embeddings": text.config.max_position_embeddings,
-        "pad_token_id": text.config.pad_token_id,
         "type_vocab_size": 2,
-        "vocab_size": text.config.vocab_size,
-        "encoder_width": text.config.encoder_hidden_size,
+        "encoder_width": settings["encoder_hidden_size"],
         "add_cross_attention": True,
     }
     heads = {"num_attention_heads": vision.config.num_attention_heads}

@@ -12,9 +12,10 @@ import torch
 from ray import serve
 from torch import Tensor
 
-from reward_services.client import InProcessClient, RewardOverloadedError, ServeClient
+from reward_services.client import InProcessClient, ServeClient
 from reward_services.deployment import build
 from reward_services.models import load
+from reward_services.protocol import RewardOverloadedError
 from reward_services.spec import RewardSpec
 from tests.reward_services.replicas import pids, wait_until
 

@@ -21,13 +21,12 @@ from torch import Tensor
 from reward_services.client import (
     ImageStore,
     InProcessClient,
-    InvalidRequestError,
-    RewardUnavailableError,
     ServeClient,
     differentiable,
 )
 from reward_services.deployment import RewardService, build
 from reward_services.models import load
+from reward_services.protocol import InvalidRequestError, RewardUnavailableError
 from reward_services.spec import RewardSpec
 
 Spec = Callable[..., RewardSpec]
