@@ -32,7 +32,7 @@ class HttpIngress:
         reward: name for messages.
         settings: access and limits.
         judge: answers a request that is well formed.
-        describe: what a GET returns.
+        described: what a GET returns.
         failed: is told of every error that `judge` did not see.
     """
 
@@ -41,13 +41,13 @@ class HttpIngress:
         reward: str,
         settings: HttpSpec,
         judge: Callable[[Asked], Awaitable[tuple[np.ndarray, np.ndarray]]],
-        describe: Callable[[], Mapping[str, Any]],
+        described: Mapping[str, Any],
         failed: Callable[[RewardError], None],
     ):
         self._reward = reward
         self._settings = settings
         self._judge = judge
-        self._describe = describe
+        self._described = described
         self._failed = failed
 
     async def answer(self, request: Request) -> Response:
@@ -55,7 +55,7 @@ class HttpIngress:
         try:
             self._authorise(request)
             if request.method == "GET":
-                return Response(json.dumps(self._describe()), media_type="application/json")
+                return Response(json.dumps(self._described), media_type="application/json")
             asked = await self._read(request)
         except RewardError as error:
             self._failed(error)

@@ -7,19 +7,20 @@ import torch
 
 from reward_services.protocol import RewardModel
 from reward_services.spec import RewardSpec
+from reward_services.upstream.environment import declare_torchvision
 
 _CLASSES = {
-    "pickscore": ("reward_services.models.pickscore", "PickScore"),
-    "hps": ("reward_services.models.hps", "HPS"),
-    "hps_v2": ("reward_services.models.hps", "HPSv2"),
-    "imagereward": ("reward_services.models.imagereward", "ImageReward"),
-    "clip_score": ("reward_services.models.clip_score", "ClipScore"),
-    "aesthetic": ("reward_services.models.aesthetic", "Aesthetic"),
+    "pickscore": "reward_services.models.pickscore:PickScore",
+    "hps": "reward_services.models.hps:HPS",
+    "hps_v2": "reward_services.models.hps:HPSv2",
+    "imagereward": "reward_services.models.imagereward:ImageReward",
+    "clip_score": "reward_services.models.clip_score:ClipScore",
+    "aesthetic": "reward_services.models.aesthetic:Aesthetic",
 }
 _UPSTREAM = {
-    "imagereward": ("reward_services.upstream.imagereward", "UpstreamImageReward"),
-    "hps": ("reward_services.upstream.hps", "UpstreamHPS"),
-    "hps_v2": ("reward_services.upstream.hps", "UpstreamHPSv2"),
+    "imagereward": "reward_services.upstream.imagereward:UpstreamImageReward",
+    "hps": "reward_services.upstream.hps:UpstreamHPS",
+    "hps_v2": "reward_services.upstream.hps:UpstreamHPSv2",
 }
 
 
@@ -40,13 +41,13 @@ def _class(spec: RewardSpec) -> Any:
     """Import a reward's class; its dependencies, too, only now that it is asked for.
 
     Raises:
-        ValueError: a class of the user's own cannot be imported here.
+        ValueError: it cannot be imported here.
     """
-    registry = _UPSTREAM if spec.backend == "upstream" else _CLASSES
-    if spec.model in registry:
-        module, name = registry[spec.model]
-        return getattr(import_module(module), name)
-    module, _, name = spec.model.partition(":")
+    path = _CLASSES.get(spec.model, spec.model)
+    if spec.backend == "upstream":
+        path = _UPSTREAM[spec.model]
+        declare_torchvision()  # before transformers, which imports torchvision where there is one
+    module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -1,9 +1,10 @@
 """Finding and reading published checkpoint files: safely, and with messages that name the file."""
 
 import pickle
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from reward_services.protocol import in_a_line
+from reward_services.spec import PreprocessMode
 
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
+Reward = TypeVar("Reward", bound="PublishedReward")
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -152,8 +155,39 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     module.load_state_dict(state)
 
 
-def cast_towers(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the floating-point parameters and buffers of a module, but for the scale of the logits."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point() and name != "logit_scale":
-            tensor.data = tensor.data.to(dtype)
+class PublishedReward(nn.Module):
+    """A reward that is read from a published checkpoint; abstract.
+
+    A subclass is made from what its `read` returns and the mode of its preprocessing. Its heads are called `mlp`.
+    """
+
+    @classmethod
+    def load(
+        cls: type[Reward],
+        checkpoint: str | Path,
+        tokenizer: str | None = None,
+        preprocess: PreprocessMode = "exact",
+        dtype: torch.dtype = torch.float32,
+    ) -> Reward:
+        """Read a checkpoint in any of the forms of `read`.
+
+        Args:
+            checkpoint: directory, file or hub id.
+            tokenizer: directory or hub id; by default beside the weights, else the published one.
+            preprocess: `exact` or `smooth`.
+            dtype: of the towers; the head that makes the score stays in float32.
+
+        Raises:
+            ValueError: the checkpoint is absent, truncated, or of another architecture.
+        """
+        reward = cls(*cls.read(checkpoint, tokenizer), preprocess)
+        for name, tensor in (*reward.named_parameters(), *reward.named_buffers()):
+            if tensor.is_floating_point() and not name.startswith("mlp.") and not name.endswith("logit_scale"):
+                tensor.data = tensor.data.to(dtype)
+        return reward
+
+    @classmethod
+    @abstractmethod
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[Any, ...]:
+        """Return the parts of a checkpoint, in float32 and in the order in which the class takes them."""
+        ...

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from reward_services.models.checkpoints import PublishedReward
 from reward_services.preprocess import Preprocess, square_side
 from reward_services.spec import PreprocessMode
 
@@ -105,7 +106,7 @@ class ClipSimilarity(nn.Module):
         return embeddings
 
 
-class ClipReward(nn.Module):
+class ClipReward(PublishedReward):
     """`cos(image, text)`, abstract: what PickScore, HPS and CLIP score share.
 
     Attributes:

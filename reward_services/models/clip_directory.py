@@ -7,10 +7,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTokenizer
 
-from reward_services.models.checkpoints import cast_towers, fetch, path_or_hub_id, read_tokenizer
+from reward_services.models.checkpoints import fetch, path_or_hub_id, read_tokenizer
 from reward_services.models.clip import ClipReward
 from reward_services.protocol import in_a_line
-from reward_services.spec import PreprocessMode
 
 
 def read_clip(checkpoint: str | Path) -> CLIPModel:
@@ -50,19 +49,7 @@ class ClipDirectoryReward(ClipReward):
     published_tokenizer: ClassVar[str]
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "ClipDirectoryReward":
-        """Read a transformers CLIP directory or hub id.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or not a whole CLIP model.
-        """
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, CLIPTokenizer]:
+        """Read a transformers CLIP directory or hub id."""
         model = read_clip(checkpoint)
-        cast_towers(model, dtype)
-        words = read_tokenizer(CLIPTokenizer, tokenizer, checkpoint, cls.published_tokenizer)
-        return cls(model, words, preprocess)
+        return model, read_tokenizer(CLIPTokenizer, tokenizer, checkpoint, cls.published_tokenizer)

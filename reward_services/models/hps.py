@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from reward_services.models.checkpoints import cast_towers, load_strict, read_state_dict, read_tokenizer, weights_file
+from reward_services.models.checkpoints import load_strict, read_state_dict, read_tokenizer, weights_file
 from reward_services.models.clip import PUBLISHED_TOKENIZER, ClipReward, open_clip_text
 from reward_services.models.layouts import count_blocks, open_clip_to_transformers
 from reward_services.preprocess import hps_preprocess
-from reward_services.spec import PreprocessMode
 
 PUBLISHED_FILE = "HPS_v2.1_compressed.pt"
 GEOMETRY_FILE = "open_clip_config.json"
@@ -32,20 +31,11 @@ class HPS(ClipReward):
     clean = open_clip_text
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "HPS":
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, CLIPTokenizer]:
         """Read a `.pt` file, a directory with the published one or one other, or `owner/repository[/file]` on the hub.
 
         The geometry comes from the state dict, or from an `open_clip_config.json` beside it where heads differ from
-        open_clip's own towers. The tokenizer lies beside the weights or is the published one.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or not an open_clip CLIP model.
+        open_clip's own towers.
         """
         path = weights_file(checkpoint, cls.published_file)
         state = open_clip_to_transformers(read_state_dict(path))
@@ -53,9 +43,7 @@ class HPS(ClipReward):
         described = json.loads(sidecar.read_text())["model_cfg"] if sidecar.is_file() else {}
         model = CLIPModel(_geometry(state, described, path))
         load_strict(model, state, str(path))
-        cast_towers(model, dtype)
-        words = read_tokenizer(CLIPTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
-        return cls(model, words, preprocess)
+        return model, read_tokenizer(CLIPTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
 
 
 class HPSv2(HPS):

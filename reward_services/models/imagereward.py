@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from reward_services.models.checkpoints import cast_towers, fetch, load_strict, read_state_dict, read_tokenizer
+from reward_services.models.checkpoints import PublishedReward, fetch, load_strict, read_state_dict, read_tokenizer
 from reward_services.models.head import RewardHead, head_of
 from reward_services.models.layouts import count_blocks, imagereward_to_transformers
 from reward_services.preprocess import imagereward_preprocess, square_side
@@ -37,7 +36,7 @@ VISION_LAYER_NORM_EPS = 1e-6
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 
 
-class ImageReward(nn.Module):
+class ImageReward(PublishedReward):
     """`(MLP(h_cls) - 0.1672) / 1.0333`; published weights give about -2.3 to 2."""
 
     def __init__(
@@ -58,20 +57,13 @@ class ImageReward(nn.Module):
         self.preprocess = imagereward_preprocess(square_side(vision.config.image_size, "image_size"), preprocess)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "ImageReward":
+    def read(
+        cls, checkpoint: str | Path, tokenizer: str | None
+    ) -> tuple[BlipVisionModel, BlipTextModel, RewardHead, BertTokenizer]:
         """Read a directory or hub id with `ImageReward.pt` and `med_config.json`.
 
         The vision tower's geometry comes from the state dict; it has width / 64 heads unless a `vision_config.json`
-        beside the weights says otherwise. The tokenizer (`vocab.txt`) lies beside the weights or is the published one.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or not ImageReward.
+        beside the weights says otherwise.
         """
         path = fetch(checkpoint, WEIGHTS_FILE)
         med_config = json.loads(fetch(checkpoint, TEXT_CONFIG_FILE).read_text())
@@ -84,10 +76,7 @@ class ImageReward(nn.Module):
             raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {error}") from error
         for module, state in ((vision, vision_state), (text, text_state), (mlp, head_state)):
             load_strict(module, state, str(path))
-        for module in (vision, text):
-            cast_towers(module, dtype)
-        words = read_tokenizer(BertTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
-        return cls(vision, text, mlp, words, preprocess)
+        return vision, text, mlp, read_tokenizer(BertTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""

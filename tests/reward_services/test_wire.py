@@ -157,7 +157,11 @@ BAD: dict[str, tuple[bytes, type[RewardError], str]] = {
     "no metadata": (_file(_entry() | {"__metadata__": None}, bytes(12)), MalformedRequestError, "'prompts' is absent"),
     "a header past its bound": (struct.pack("<Q", 2**23) + bytes(99), MalformedRequestError, "claims 8388608 bytes"),
     "no pictures": (_file(_entry(shape=[0, 3, 1, 1], data_offsets=[0, 0])), MalformedRequestError, "a size of 0"),
-    "offsets that do not match": (_file(_entry(data_offsets=[4, 16]), bytes(16)), MalformedRequestError, "invalid offset"),
+    "offsets that do not match": (
+        _file(_entry(data_offsets=[4, 16]), bytes(16)),
+        MalformedRequestError,
+        "invalid offset",
+    ),
     "a key too many": (_file(_entry(code="cos"), bytes(12)), MalformedRequestError, "not described"),
     "too many bytes": (bytes(60_000), RequestTooLargeError, r"60000 bytes: send at most 52428"),
     "too many pictures": (
