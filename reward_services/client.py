@@ -5,6 +5,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,17 @@ from reward_services.protocol import (
 _TRANSIENT = (RayActorError, ObjectLostError, BackPressureError, DeploymentUnavailableError, TaskCancelledError)
 
 
+@dataclass(frozen=True)
 class InProcessClient:
     """A reward model in this process, on its own device: for tests, small rewards and evaluation.
 
-    Args:
+    Attributes:
         model: frozen, in eval mode.
         name: what errors call it.
     """
 
-    def __init__(self, model: RewardModel, name: str = "in-process"):
-        self._model = model
-        self._name = name
+    model: RewardModel
+    name: str = "in-process"
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Return the request; it is computed when its result is asked for."""
@@ -52,11 +53,11 @@ class InProcessClient:
         def find() -> tuple[Tensor, Tensor]:
             if len(asked) != len(pixels):
                 reason = f"{len(asked)} prompts for {len(pixels)} pictures: send one a picture"
-                raise InvalidRequestError(self._name, reason)
+                raise InvalidRequestError(self.name, reason)
             try:
-                return score_and_gradient(self._model, pixels, asked)
+                return score_and_gradient(self.model, pixels, asked)
             except Exception as error:
-                raise RewardFailedError(self._name, f"{type(error).__name__}: {error}") from error
+                raise RewardFailedError(self.name, f"{type(error).__name__}: {error}") from error
 
         return LazyReward(find)
 
@@ -116,37 +117,34 @@ class ServeClient:
         return retried(self.name, send, self._deadline_s, images.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the service says of itself, see `RewardService.describe`.
-
-        Raises:
-            RewardUnavailableError: no answer before the deadline.
-        """
+        """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
         try:
             return self._handle.describe.remote().result(timeout_s=self._deadline_s)
         except (TimeoutError, *_TRANSIENT) as error:
             raise RewardUnavailableError(self.name, f"does not describe itself: {in_a_line(error)}") from error
 
 
+@dataclass(frozen=True)
 class _ServeResponse:
     """One call of a handle."""
 
-    def __init__(self, name: str, response: Any):
-        self._name = name
-        self._response = response
+    name: str
+    response: Any
 
     def result(self, timeout_s: float, /) -> Answer:
         try:
-            return self._response.result(timeout_s=timeout_s)
+            return self.response.result(timeout_s=timeout_s)
         except BackPressureError as error:
             raise FullQueue(in_a_line(error)) from error
         except _TRANSIENT as error:
-            _handle(self._name)  # raises at once if the whole application is gone
+            _handle(self.name)  # raises at once if the whole application is gone
             raise LostRequest(in_a_line(error)) from error
         except RayTaskError as error:
-            raise _cause(self._name, error) from error
+            said = error.cause
+            raise said if isinstance(said, RewardError) else RewardFailedError(self.name, in_a_line(said)) from error
 
     def cancel(self) -> None:
-        self._response.cancel()
+        self.response.cancel()
 
 
 def _handle(name: str) -> Any:
@@ -157,11 +155,3 @@ def _handle(name: str) -> Any:
         raise RewardUnavailableError(
             name, f"no Serve application 'reward-{name}' is running; deploy it, or let the job manage its rewards"
         ) from error
-
-
-def _cause(name: str, error: RayTaskError) -> RewardError:
-    """Return what the service raised, without Ray's wrapping."""
-    cause = error.cause
-    if isinstance(cause, RewardError):
-        return cause
-    return RewardFailedError(name, in_a_line(cause))

@@ -70,9 +70,8 @@ class RewardService:
             "self_test_score": self._test_score,
             "versions": versions(),
         }
-        self._http = HttpIngress(
-            self._spec.name, self._spec.http, self._judge_body, self._described, self._metrics.failed
-        )
+        name, failed = self._spec.name, self._metrics.failed
+        self._http = HttpIngress(name, self._spec.http, self._judge_body, self._described, failed)
 
     async def __call__(self, request: Request) -> Response:
         """Answer an HTTP request, where the application has a route."""
@@ -86,7 +85,7 @@ class RewardService:
         Args:
             images: float32 RGB pictures in [0, 1], [batch, 3, height, width].
             prompts: one a picture.
-            prepared: whether the pictures are what `Preprocess.fitted` returned, by the rule that `describe` tells.
+            prepared: whether the pictures are what `Preprocess.fitted` returned.
 
         Raises:
             InvalidRequestError: the request breaks the contract.
@@ -104,19 +103,11 @@ class RewardService:
             raise RewardFailedError(self._spec.name, f"{type(error).__name__}: {error}") from error
 
     async def describe(self) -> dict[str, Any]:
-        """Return what this replica is.
-
-        `spec`, what it serves; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of the packages that
-        compute, by their names.
-        """
+        """Return `spec`; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of what computes, by name."""
         return self._described
 
     async def check_health(self) -> None:
-        """Judge the test picture again.
-
-        Raises:
-            RewardFailedError: the score is not what it was; Serve then replaces the replica.
-        """
+        """Judge the test picture again; if the score moved, RewardFailedError has Serve replace the replica."""
         test = self._test or asyncio.get_running_loop().create_task(self._test_again())
         done, _ = await asyncio.wait({test}, timeout=_HEALTH_CHECK_TIMEOUT_S / 2)
         # A replica that is busy with a long pass is not ill: what the test finds then counts at the next probe.

@@ -55,12 +55,7 @@ class HttpClient:
         return retried(self.name, send, self._deadline_s, images.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the service says of itself, see `RewardService.describe`.
-
-        Raises:
-            RewardUnavailableError: nobody answered.
-            UnauthorisedError: the service wants another token.
-        """
+        """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
         try:
             return json.loads(self._exchange("GET"))
         except LostRequest as error:

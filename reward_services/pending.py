@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -42,21 +43,17 @@ class Response(Protocol):
         ...
 
 
+@dataclass
 class LazyReward:
-    """A reward that a function finds when its result is first asked for.
+    """A reward that a function finds when its result is first asked for; the function is called again if it raised."""
 
-    Args:
-        find: returns scores and gradient; is called again if it raised.
-    """
-
-    def __init__(self, find: Callable[[], tuple[Tensor, Tensor]]):
-        self._find = find
-        self._answer: tuple[Tensor, Tensor] | None = None
+    find: Callable[[], tuple[Tensor, Tensor]]
+    _answer: tuple[Tensor, Tensor] | None = None
 
     def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
         """Return the scores and `d score_i / d image_i`; raise what the function raises."""
         if self._answer is None:
-            self._answer = self._find()
+            self._answer = self.find()
         return self._answer
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -27,26 +28,26 @@ def on_inputs(model: Preprocessed) -> RewardModel:
     return view
 
 
+@dataclass(frozen=True)
 class PreparingClient:
     """Preprocesses pictures where they are, and asks another client about the small ones.
 
     Scores and gradients are those of the service's own preprocessing, bit for bit on the same kind of device.
 
-    Args:
+    Attributes:
         client: asks the service about inputs: a `ServeClient` or `HttpClient` with `prepared=True`.
         rule: the reward's own, as `describe` tells it.
     """
 
-    def __init__(self, client: RewardClient, rule: Preprocess):
-        self._client = client
-        self._rule = rule
+    client: RewardClient
+    rule: Preprocess
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Preprocess and send RGB pictures in [0, 1] with their prompts; does not wait."""
         leaf = images.detach().float().requires_grad_(True)
         with torch.enable_grad():
-            inputs = self._rule.fitted(leaf)
-        pending = self._client.submit(inputs.detach(), prompts)
+            inputs = self.rule.fitted(leaf)
+        pending = self.client.submit(inputs.detach(), prompts)
 
         def find() -> tuple[Tensor, Tensor]:
             scores, gradient = pending.result()

@@ -44,17 +44,12 @@ _KINDS = {kind.__name__: kind for kind in _STATUS}
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks.
-
-    Attributes:
-        images: [batch, 3, height, width], float32.
-        prompts: one a picture.
-        prepared: whether the pictures are inputs that the client has preprocessed.
-    """
+    """What a client asks: float32 pictures, [batch, 3, height, width], and a prompt for each."""
 
     images: np.ndarray
     prompts: list[str]
     prepared: bool = False
+    """Whether the pictures are inputs that the client has preprocessed."""
 
 
 def encode_request(request: Request) -> bytes:
@@ -67,9 +62,7 @@ def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
     """Return the request that a body holds; whether it keeps the contract is for `check_request` to say.
 
     Raises:
-        MalformedRequestError: it is no safetensors file, or does not hold what a request holds.
-        RequestTooLargeError: it exceeds a limit.
-        InvalidRequestError: its tensor is not float32.
+        InvalidRequestError: it is no request (MalformedRequestError), too large (RequestTooLargeError), or not float32.
     """
     if len(body) > limits.max_body_bytes:
         raise too_large(reward, len(body), limits)
@@ -86,9 +79,8 @@ def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
     try:
         prompts = json.loads(metadata["prompts"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise MalformedRequestError(
-            reward, "metadata 'prompts' is absent or no JSON: send a list of strings"
-        ) from error
+        reason = "metadata 'prompts' is absent or no JSON: send a list of strings"
+        raise MalformedRequestError(reward, reason) from error
     if not isinstance(prompts, list):
         raise MalformedRequestError(reward, "metadata 'prompts' is no JSON list: send a list of strings")
     return Request(images, prompts, prepared=name == "inputs")
@@ -100,11 +92,7 @@ def encode_answer(scores: np.ndarray, gradient: np.ndarray) -> bytes:
 
 
 def decode_answer(reward: str, body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and gradients of pictures of `shape`.
-
-    Raises:
-        RewardFailedError: the body is no answer to such a request.
-    """
+    """Return scores and gradients of pictures of `shape`; RewardFailedError if the body does not hold them."""
     try:
         _, tensors = _parse(reward, body)
     except InvalidRequestError as error:

@@ -23,10 +23,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 def local_path(checkpoint: str | Path) -> Path | None:
-    """Return where a checkpoint lies on disk, or None if it must be a hub id.
-
-    A relative path is looked up from the working directory, then from the folder that holds this package.
-    """
+    """Return where a checkpoint lies, from here or from the folder that holds this package; None if on the hub."""
     for candidate in (Path(checkpoint), _PACKAGE_PARENT / checkpoint):
         if candidate.exists():
             return candidate.resolve()
@@ -39,11 +36,7 @@ def path_or_hub_id(checkpoint: str | Path) -> str:
 
 
 def fetch(checkpoint: str | Path, filename: str) -> Path:
-    """Return `filename` of a checkpoint directory, downloaded first if the checkpoint is a hub id.
-
-    Raises:
-        ValueError: no such directory or file, here or on the hub.
-    """
+    """Return `filename` of a checkpoint directory or hub id; ValueError if there is none, here or on the hub."""
     found = local_path(checkpoint)
     if found is not None:
         path = found / filename
@@ -86,12 +79,6 @@ def weights_file(checkpoint: str | Path, published: str) -> Path:
 
 def read_tokenizer(kind: type[Tokenizer], given: str | None, checkpoint: str | Path, published: str) -> Tokenizer:
     """Return the tokenizer that is given, else the one beside the weights, else the published one.
-
-    Args:
-        kind: class of the tokenizer.
-        given: directory or hub id.
-        checkpoint: directory or hub id of the weights.
-        published: hub id.
 
     Raises:
         ValueError: there is none. transformers 5 then returns one that knows its special tokens only.
@@ -169,13 +156,7 @@ class PublishedReward(nn.Module):
         preprocess: PreprocessMode = "exact",
         dtype: torch.dtype = torch.float32,
     ) -> Reward:
-        """Read a checkpoint in any of the forms of `read`.
-
-        Args:
-            checkpoint: directory, file or hub id.
-            tokenizer: directory or hub id; by default beside the weights, else the published one.
-            preprocess: `exact` or `smooth`.
-            dtype: of the towers; the head that makes the score stays in float32.
+        """Read a checkpoint in any of the forms of `read`; the arguments are fields of `RewardSpec`.
 
         Raises:
             ValueError: the checkpoint is absent, truncated, or of another architecture.

@@ -107,17 +107,14 @@ class ClipSimilarity(nn.Module):
 
 
 class ClipReward(PublishedReward):
-    """`cos(image, text)`, abstract: what PickScore, HPS and CLIP score share.
-
-    Attributes:
-        rule: of the pictures' preprocessing, given their size and the mode.
-        clean: what is done to a prompt before it is tokenized.
-        scaled: whether the cosine is multiplied by `exp(logit_scale)`.
-    """
+    """`cos(image, text)`, abstract: what PickScore, HPS and CLIP score share."""
 
     rule: ClassVar[Callable[[int, PreprocessMode], Preprocess]]
+    """Of the pictures' preprocessing, given their size."""
     clean: ClassVar[Callable[[str], str]]
+    """What is done to a prompt before it is tokenized."""
     scaled: ClassVar[bool] = False
+    """Whether the cosine is multiplied by `exp(logit_scale)`."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocess: PreprocessMode = "exact"):
         super().__init__()

@@ -13,11 +13,7 @@ from reward_services.protocol import in_a_line
 
 
 def read_clip(checkpoint: str | Path) -> CLIPModel:
-    """Return the CLIP model of a directory or hub id, in float32.
-
-    Raises:
-        ValueError: it is absent, truncated, or not a whole CLIP model.
-    """
+    """Return the CLIP model of a directory or hub id, in float32; ValueError if it is none, or not whole."""
     fetch(checkpoint, "config.json")
     try:
         # With output_loading_info it returns a pair, which its annotation does not say.
@@ -40,13 +36,10 @@ def read_clip(checkpoint: str | Path) -> CLIPModel:
 
 
 class ClipDirectoryReward(ClipReward):
-    """A reward that is published as a transformers CLIP model; abstract.
-
-    Attributes:
-        published_tokenizer: taken where a directory holds none.
-    """
+    """A reward that is published as a transformers CLIP model; abstract."""
 
     published_tokenizer: ClassVar[str]
+    """Hub id, taken where a directory holds none."""
 
     @classmethod
     def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, CLIPTokenizer]:

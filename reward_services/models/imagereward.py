@@ -102,11 +102,7 @@ def described_vision(weights: Path) -> dict[str, Any]:
 
 
 def vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
-    """Return the vision tower's geometry.
-
-    Raises:
-        KeyError: a weight that tells it is missing.
-    """
+    """Return the vision tower's geometry; KeyError if a weight that tells it is missing."""
     patches = state["embeddings.patch_embedding.weight"]
     positions = state["embeddings.position_embedding"].shape[1]
     width, patch = patches.shape[0], patches.shape[-1]

@@ -60,11 +60,7 @@ IMAGEREWARD_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder
 
 
 def open_clip_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of a transformers `CLIPModel` from an open_clip one.
-
-    Raises:
-        ValueError: a name that open_clip's CLIP does not have.
-    """
+    """Return the state dict of a transformers `CLIPModel` from an open_clip one; ValueError if a name is foreign."""
     layers = {blocks: count_blocks(state, blocks) for blocks in _CLIP_BLOCKS}
     names, converted = _clip_names(layers), {}
     for name, tensor in state.items():
@@ -93,11 +89,7 @@ def transformers_to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def imagereward_to_transformers(
     state: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Return the state dicts of a `BlipVisionModel`, a `BlipTextModel` and the MLP head from the flat published one.
-
-    Raises:
-        ValueError: a name that ImageReward does not have.
-    """
+    """Return the states of vision tower, text tower and head from the flat one; ValueError if a name is foreign."""
     names = _blip_names(count_blocks(state, f"{_VISION}blocks"))
     vision: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}

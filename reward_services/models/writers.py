@@ -25,11 +25,7 @@ def write_pickscore(
 def write_hps(
     model: CLIPModel, tokenizer: CLIPTokenizer, directory: str | Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write an open_clip state dict with fused projections, its geometry and its tokenizer.
-
-    Raises:
-        ValueError: the two towers have different activations, which open_clip cannot express.
-    """
+    """Write an open_clip state dict, its geometry and tokenizer; ValueError if open_clip lacks the activations."""
     vision, text = tower_configs(model)
     activations = {vision.hidden_act, text.hidden_act}
     if len(activations) != 1 or not activations <= {"gelu", "quick_gelu"}:
@@ -73,11 +69,9 @@ def write_imagereward(
     Raises:
         ValueError: the vision tower's LayerNorm eps is not BLIP's, which the layout cannot express.
     """
-    if vision.config.layer_norm_eps != imagereward.VISION_LAYER_NORM_EPS:
-        raise ValueError(
-            f"vision layer_norm_eps is {vision.config.layer_norm_eps}: build BLIP's tower with "
-            f"{imagereward.VISION_LAYER_NORM_EPS}"
-        )
+    found, eps = vision.config.layer_norm_eps, imagereward.VISION_LAYER_NORM_EPS
+    if found != eps:
+        raise ValueError(f"vision layer_norm_eps is {found}: build BLIP's tower with {eps}")
     same = (*imagereward.TEXT_SETTINGS, "hidden_size", "num_hidden_layers", "intermediate_size")
     same = (*same, "max_position_embeddings", "pad_token_id", "vocab_size")
     settings = text.config.to_dict()

@@ -53,11 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def python_of(environment: str | Path) -> Path:
-    """Return the interpreter of a prepared environment.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the interpreter of a prepared environment; ValueError if there is none."""
     python = Path(environment).absolute() / "bin" / "python"
     if not python.is_file():
         raise ValueError(

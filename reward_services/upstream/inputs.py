@@ -19,12 +19,7 @@ def to_pil(image: Float[Tensor, "1 3 height width"]) -> Image.Image:
 
 
 def own_vocabulary(simple_tokenizer: Any, directory: Path) -> Any:
-    """Return OpenAI's byte-pair tokenizer, of which each package has a copy, with the vocabulary beside a checkpoint.
-
-    Args:
-        simple_tokenizer: the class `SimpleTokenizer` of the package.
-        directory: with `tokenizer.json`, as transformers writes it.
-    """
+    """Return OpenAI's byte-pair tokenizer, of which each package has a copy, with a `tokenizer.json`'s vocabulary."""
     described = json.loads((directory / "tokenizer.json").read_text())["model"]
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in described["merges"]]
     with TemporaryDirectory() as scratch:

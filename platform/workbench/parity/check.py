@@ -51,11 +51,7 @@ def by_package(root: Path) -> Iterator[tuple[Comparison, Path]]:
 
 
 def by_service(root: Path) -> Iterator[Comparison]:
-    """Yield each comparison of the native reward, in process, with `backend: upstream`, deployed on Ray Serve.
-
-    Args:
-        root: holds, or shall hold, the packages' environments.
-    """
+    """Yield each comparison of the native reward, in process, with `backend: upstream`, deployed on Ray Serve."""
     checkpoints, pictures, results = write_files(root / "served")
     for kind in SERVED:
         result = results / f"{kind}.safetensors"

@@ -47,14 +47,7 @@ class Comparison:
 
 
 def compare(kind: RewardKind, checkpoints: Path, pictures: Path, reference: Path) -> Comparison:
-    """Judge the pictures natively and compare.
-
-    Args:
-        kind: of the reward.
-        checkpoints: directory that `write_checkpoints` wrote.
-        pictures: directory of PNGs, `0.png` for the first of PROMPTS.
-        reference: file that `record` wrote.
-    """
+    """Judge the pictures natively, and compare with the file that `record` wrote of the other side."""
     model = load(RewardSpec(name=kind.replace("_", "-"), model=kind, checkpoint=str(checkpoints / kind)))
     with safe_open(reference, framework="pt") as file:
         upstream = json.loads(file.metadata()["upstream"])

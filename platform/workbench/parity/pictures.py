@@ -24,6 +24,7 @@ PROMPTS = (
     " ".join(["red circle on a blue square"] * 20),
 )
 Judge = Callable[[str, Path], tuple[float, Tensor]]
+"""Returns score and gradient, given a prompt and a PNG."""
 
 
 def pictures() -> list[Image.Image]:
@@ -52,14 +53,7 @@ def as_tensor(picture: Image.Image) -> torch.Tensor:
 
 
 def record(judge: Judge, pictures: Path, result: Path, versions: Mapping[str, str]) -> None:
-    """Have every picture judged, and write the scores and gradients.
-
-    Args:
-        judge: returns a picture's score and gradient, given the prompt and the PNG.
-        pictures: directory that `write_pictures` wrote.
-        result: file to write.
-        versions: of the packages, by their names.
-    """
+    """Have every picture judged, and write scores, gradients and the versions of the packages to a file."""
     tensors: dict[str, Tensor] = {}
     scores = []
     for index, prompt in enumerate(PROMPTS):
