@@ -67,8 +67,7 @@ class ImageStore:
 
     Share one among the clients of one process.
 
-    Args:
-        put: stores an array and returns what a service can be sent instead.
+    By default `put` is Ray's: it stores an array and returns what a service can be sent instead.
     """
 
     def __init__(self, put: Callable[[np.ndarray], Any] = ray.put) -> None:
@@ -87,16 +86,13 @@ class ImageStore:
 
 
 class ServeClient:
-    """A reward service of the Ray cluster that this process is connected to.
+    """A reward service of this process's Ray cluster; RewardUnavailableError if no such application is deployed.
 
     Args:
         name: of the reward; its Serve application is `reward-<name>`.
         deadline_s: how long `result` waits and retries before it raises.
         store: shares one copy of the pictures with the clients of other rewards.
         prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
-
-    Raises:
-        RewardUnavailableError: no such application is deployed.
     """
 
     def __init__(self, name: str, deadline_s: float = 60.0, store: ImageStore | None = None, *, prepared: bool = False):

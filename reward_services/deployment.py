@@ -83,13 +83,12 @@ class RewardService:
         """Return float32 scores [batch] and their gradients with respect to the pictures [batch, 3, height, width].
 
         Args:
-            images: float32 RGB pictures in [0, 1], [batch, 3, height, width].
+            images: float32 RGB pictures in [0, 1], or what `Preprocess.fitted` returned.
             prompts: one a picture.
-            prepared: whether the pictures are what `Preprocess.fitted` returned.
+            prepared: whether it is the latter.
 
         Raises:
-            InvalidRequestError: the request breaks the contract.
-            RewardFailedError: the model raised.
+            RewardError: the request breaks the contract (InvalidRequestError), or the model raised (RewardFailedError).
         """
         try:
             await asyncio.to_thread(self._check, images, prompts, prepared)

@@ -68,12 +68,7 @@ class HttpClient:
         return decode_answer(self.name, body, request.images.shape)
 
     def _exchange(self, method: str, body: bytes | None = None) -> bytes:
-        """Return the body of a successful answer.
-
-        Raises:
-            RewardError: the service said what is wrong, or there is no such service.
-            LostRequest: nobody answered, or somebody in the service's place.
-        """
+        """Return the body of a successful answer; LostRequest if nobody answered, or somebody else."""
         try:
             response = self._pool.request(method, self._url, body=body, headers=self._headers)
         except HTTPError as error:

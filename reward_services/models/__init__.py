@@ -25,11 +25,7 @@ _UPSTREAM = {
 
 
 def load(spec: RewardSpec) -> RewardModel:
-    """Return the frozen reward of a spec, in eval mode, on its device.
-
-    Raises:
-        ValueError: the checkpoint or its tokenizer cannot be read; the message names the reward.
-    """
+    """Return the frozen reward of a spec, in eval mode, on its device; a ValueError names one that cannot be read."""
     try:
         model = _class(spec).load(spec.checkpoint, spec.tokenizer, spec.preprocess, getattr(torch, spec.dtype))
     except ValueError as error:
@@ -38,11 +34,7 @@ def load(spec: RewardSpec) -> RewardModel:
 
 
 def _class(spec: RewardSpec) -> Any:
-    """Import a reward's class; its dependencies, too, only now that it is asked for.
-
-    Raises:
-        ValueError: it cannot be imported here.
-    """
+    """Import a reward's class, and its dependencies, now that it is needed; ValueError if that cannot be done here."""
     path = _CLASSES.get(spec.model, spec.model)
     if spec.backend == "upstream":
         path = _UPSTREAM[spec.model]

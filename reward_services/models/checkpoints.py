@@ -52,15 +52,10 @@ def fetch(checkpoint: str | Path, filename: str) -> Path:
 
 
 def weights_file(checkpoint: str | Path, published: str) -> Path:
-    """Return the file of weights that a checkpoint means, downloaded first if it lies on the hub.
+    """Return the file of weights that a checkpoint means; ValueError if there is none, or several.
 
-    Args:
-        checkpoint: a file; a directory with `published` or one other file of its suffix; or `owner/repository`, with
-            or without `/file`, on the hub.
-        published: name of the published file.
-
-    Raises:
-        ValueError: there is no such file, or several.
+    A checkpoint is a file; a directory with the published file or one other of its suffix; or `owner/repository`, with
+    or without `/file`, on the hub.
     """
     suffix = Path(published).suffix
     found = local_path(checkpoint)
@@ -78,11 +73,7 @@ def weights_file(checkpoint: str | Path, published: str) -> Path:
 
 
 def read_tokenizer(kind: type[Tokenizer], given: str | None, checkpoint: str | Path, published: str) -> Tokenizer:
-    """Return the tokenizer that is given, else the one beside the weights, else the published one.
-
-    Raises:
-        ValueError: there is none. transformers 5 then returns one that knows its special tokens only.
-    """
+    """Return the tokenizer that is given, else the one beside the weights, else the published one; else ValueError."""
     beside = local_path(checkpoint)
     has_tokenizer = beside is None or any((beside / name).is_file() for name in _TOKENIZER_FILES)
     source = given or (str(checkpoint) if has_tokenizer else published)
@@ -91,16 +82,17 @@ def read_tokenizer(kind: type[Tokenizer], given: str | None, checkpoint: str | P
         tokenizer = kind.from_pretrained(path_or_hub_id(source))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"tokenizer {source!r} cannot be read: {wrong}") from error
+    # transformers 5 returns one that knows its special tokens only, where there is none.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(f"tokenizer {source!r} has no vocabulary: {wrong}")
     return tokenizer
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a published `.pt` file, bare or under the key `state_dict`.
+    """Return the tensors of a published `.pt` file, bare or under the key `state_dict`, and run no code of it.
 
     Raises:
-        ValueError: the file is truncated, no checkpoint, or would need arbitrary code to be unpickled.
+        ValueError: the file is truncated, or holds anything but tensors.
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,11 +109,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict that must match the module name by name and shape by shape.
-
-    Raises:
-        ValueError: names are missing or unknown, or shapes differ; the message shows the first few of each.
-    """
+    """Load a state dict; if not every name and shape matches the module's, a ValueError shows the first few."""
     own = module.state_dict()
     problems = {
         "missing": [name for name in own if name not in state],

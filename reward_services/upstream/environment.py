@@ -22,7 +22,6 @@ from reward_services.spec import RewardSpec
 PACKAGES = ("imagereward", "hps")
 _OF_KIND = {"imagereward": "imagereward", "hps": "hps", "hps_v2": "hps"}
 _PIP_OPTIONS = ("--no-deps", "--disable-pip-version-check")
-_CPU_OPERATORS = ("nms", "qnms")
 
 
 def pins(package: str) -> list[str]:
@@ -35,11 +34,11 @@ def pins(package: str) -> list[str]:
 def declare_torchvision() -> None:
     """Let torchvision be imported beside a CPU build of torch; to be called before anything imports it.
 
-    Its published wheels are built for CUDA. Beside a CPU build they leave out their operators, of which no reward makes
-    use, and fail where they describe two of them, unless somebody has declared those.
+    Its published wheels are built for CUDA. Beside a CPU build they load no operators, and then fail where they
+    describe two of them, unless those are declared. No reward calls either.
     """
     if torch.version.cuda is None:
-        for name in _CPU_OPERATORS:
+        for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
@@ -86,17 +85,13 @@ def actor_options(spec: RewardSpec) -> dict[str, Any]:
         own: dict[str, Any] = {"py_executable": str(python_of(spec.upstream_environment))}
     else:
         own = {"pip": {"packages": pins(_OF_KIND[spec.model]), "pip_install_options": list(_PIP_OPTIONS)}}
-    return {"runtime_env": _merged(own)}
-
-
-def _merged(own: dict[str, Any]) -> dict[str, Any]:
-    """Add the job's own environment: Serve would fill the gaps from the job that started Serve, not from this one."""
     import ray
 
+    # Serve would fill the gaps from the environment of the job that started Serve, not from this one's.
     job = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
     path = os.environ.get("PYTHONPATH")
     variables = {**({"PYTHONPATH": path} if path else {}), **job.get("env_vars", {})}
-    return {**job, **own, "env_vars": variables}
+    return {"runtime_env": {**job, **own, "env_vars": variables}}
 
 
 def main() -> None:
