@@ -11,7 +11,7 @@ import torch.distributed as dist
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from reward_services.client import RewardClient
+from reward_services.protocol import RewardClient
 from slingstone.config import Evaluation
 from slingstone.evaluation.grids import prompt_grid, sample_columns
 from slingstone.evaluation.protocol import Oracle, Scorer, evaluate, merge

@@ -7,11 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reward_services import models
-from reward_services.client import ImageStore, InProcessClient, RewardClient, ServeClient
+from reward_services.client import ImageStore, InProcessClient, ServeClient
 from reward_services.http_client import HttpClient
 from reward_services.prepared import PreparingClient
 from reward_services.preprocess import Preprocess
-from reward_services.protocol import RewardFailedError, RewardUnavailableError
+from reward_services.protocol import RewardClient, RewardFailedError, RewardUnavailableError
 from slingstone.config import Experiment, FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.step.panel import RewardPanel, RewardTerm, Scale, Tolerance
 from slingstone.step.panel import RunningScale as Running

@@ -16,6 +16,7 @@ from slingstone.driver import cluster, launch, preflight, rewards
 from slingstone.driver.board import open_board
 from slingstone.prompts.files import read_prompts
 from slingstone.worker.assignment import Assignment
+from workbench import late_reward
 from workbench.benchmark.statistics import ARMS, Block, Plan, summarise, table
 
 LATENCY_S = 0.15
@@ -73,13 +74,13 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
 def alone(experiment: Experiment, rounds: int, steps: int) -> tuple[Experiment, Plan]:
     """Return the run as one of its workers sees it, with a late copy of its first reward.
 
-    A service sleeps before each of the passes that a batch takes, so the latency is divided among them.
+    The late one waits before each of the passes that a batch takes, so the latency is divided among them.
     """
     training, services = experiment.training, experiment.rewards.services
     batch = training.batch_size // experiment.runtime.num_workers
     first = next(entry for entry in services if entry.weight > 0)
     latency_s = LATENCY_S / math.ceil(batch / first.max_batch_images)
-    late = first.model_copy(update={"name": f"{first.name}-late", "weight": 0.0, "simulated_latency_s": latency_s})
+    late = late_reward.late(first.model_copy(update={"name": f"{first.name}-late", "weight": 0.0}), latency_s)
     trained_on = tuple(entry for entry in services if entry.weight > 0)
     num_images = batch * steps * (rounds + 1) * len(ARMS)
     updates = {
