@@ -1,8 +1,9 @@
 """Whether a run under faults ended as the undisturbed one did, and left nothing behind."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
@@ -13,19 +14,25 @@ from slingstone.checkpoints.manifest import FILE
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.config import Experiment
 from slingstone.engines.shards import read
-from workbench.soak.meter import Level, Who
-from workbench.soak.processes import DAEMONS
+from workbench.soak.processes import DAEMONS, Level, Process
 
 TIMES = ("seconds/", "seconds_per_image")
 """Parts of the names of metrics that differ from run to run."""
 
 
-class Verdict(NamedTuple):
+@dataclass(frozen=True)
+class Verdict:
     """One claim about a soak."""
 
     claim: str
     holds: bool
     found: str
+
+
+def same_end(first: Experiment, second: Experiment, uri: str) -> list[Verdict]:
+    """Compare the ends of two variants of a run: weights, the last checkpoint, and what MLflow was told."""
+    one, other = (Path(run.storage) / "align" / run.name for run in (first, second))
+    return [same_pipeline(one, other), same_checkpoint(first, second), *same_metrics(uri, (first.name, second.name))]
 
 
 def same_pipeline(first: Path, second: Path) -> Verdict:
@@ -116,10 +123,10 @@ def no_files_left(experiment: Experiment) -> Verdict:
     return Verdict("nothing but the last checkpoints, and those set aside, lies there", holds, ", ".join(names))
 
 
-def no_process_left(seen: Iterable[Who]) -> Verdict:
+def no_process_left(processes: Iterable[Process]) -> Verdict:
     """Look for processes of a cluster that is down."""
-    left = [who for who in seen if _lives(who)]
-    return Verdict("no process outlives the cluster", not left, str([(who.role, who.pid) for who in left]))
+    left = [(role, process.pid) for role, process in processes if _lives(process)]
+    return Verdict("no process outlives the cluster", not left, str(left))
 
 
 def shared_memory() -> set[str]:
@@ -137,19 +144,18 @@ def flat(levels: Iterable[Level]) -> Verdict:
     """Say whether the memory of the run's long-lived processes stayed level; Ray's daemons are told apart."""
     found = list(levels)
     grown = [one for one in found if not one.flat]
-    own = [one for one in found if one.who.role not in DAEMONS]
+    own = [one for one in found if one.role not in DAEMONS]
     worst = max((one.growth for one in own), default=0.0)
     ours, rays = (
-        ", ".join(f"{one.who.role} {one.growth:+.1%}" for one in grown if (one.who.role in DAEMONS) is daemon)
+        ", ".join(f"{one.role} {one.growth:+.1%}" for one in grown if (one.role in DAEMONS) is daemon)
         for daemon in (False, True)
     )
     detail = f"{len(own)} processes, at most {worst:+.1%}; grown: {ours or 'none'}; of Ray's daemons: {rays or 'none'}"
     return Verdict("memory and open files of the run's processes stay level, within 5 %", not ours, detail)
 
 
-def _lives(who: Who) -> bool:
+def _lives(process: psutil.Process) -> bool:
     try:
-        process = psutil.Process(who.pid)
-        return process.create_time() == who.started and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
