@@ -89,8 +89,8 @@ def soak(experiment: Experiment, faults: Sequence[Fault], say: Say) -> Outcome:
                 counts.append(_settled(cluster, counts[0]) if counts else census(cluster))
             outcome.levels[name] = levels(meters[name].samples)
         outcome.verdicts = [
-            *verdicts.same_end(*variants.values(), cluster.mlflow.uri),
-            *verdicts.nothing_left(*counts),
+            *verdicts.same_end(variants["undisturbed"], variants["disturbed"], cluster.mlflow.uri),
+            *verdicts.nothing_left(counts[0], counts[1]),
             verdicts.no_files_left(variants["disturbed"]),
             verdicts.flat([level for found in outcome.levels.values() for level in found]),
         ]
