@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple, cast
 
 import pytest
-from ray.job_submission import JobStatus
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from slingstone.config import Experiment, load
 from slingstone.driver.preflight import prepare
@@ -63,8 +63,9 @@ def test_a_short_soak_holds_all_that_the_long_one_shows(tmp_path, monkeypatch):
         assert verdict.holds or verdict.claim.startswith("memory"), verdict
 
 
-def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch):
-    cluster = _Endless()
+def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch, tmp_path):
+    jobs, cluster = _Endless(), Cluster(tmp_path)
+    cluster.jobs = cast("JobSubmissionClient", jobs)
     job = Job(load(CONFIG), cluster, Random(0))
 
     def no_show(_: Job) -> str:
@@ -74,22 +75,22 @@ def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch):
     monkeypatch.setattr(job, "position", lambda: 30)
     with pytest.raises(RuntimeError, match=r"replica: not within 1 s.*what it said"):
         play(job, [Fault(30, "replica")], print)
-    assert cluster.stopped == ["job"]
+    assert jobs.stopped == ["job"]
 
 
-class _Endless(Cluster):
-    """A head whose job runs until it is stopped."""
+class _Endless:
+    """A head's jobs, of which each runs until it is stopped."""
 
     def __init__(self) -> None:
         self.stopped: list[str] = []
 
-    def submit(self, *command: str) -> str:
+    def submit_job(self, entrypoint: str) -> str:
         return "job"
 
-    def status(self, job: str) -> JobStatus:
+    def get_job_status(self, job: str) -> JobStatus:
         return JobStatus.STOPPED if job in self.stopped else JobStatus.RUNNING
 
-    def log(self, job: str) -> str:
+    def get_job_logs(self, job: str) -> str:
         return "what it said"
 
     def stop_job(self, job: str) -> None:

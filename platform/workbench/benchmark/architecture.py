@@ -30,14 +30,7 @@ TOKENS = 77
 
 @dataclass(frozen=True)
 class Architecture:
-    """A latent diffusion model of a UNet.
-
-    Attributes:
-        unet: arguments of diffusers' `UNet2DConditionModel`.
-        vae: arguments of its `AutoencoderKL`.
-        side: of the latents; pictures are eight times as large.
-        rank: of the adapters.
-    """
+    """Arguments of diffusers' `UNet2DConditionModel` and `AutoencoderKL`, the side of latents, the rank of adapters."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -93,7 +86,7 @@ SDXL = Architecture(
 
 
 def sdxl_like(side: int, width: int, depth: int) -> Architecture:
-    """Return SDXL's architecture at a fraction of its width.
+    """Return SDXL's architecture, smaller.
 
     Args:
         side: of the latents; divisible by 4.

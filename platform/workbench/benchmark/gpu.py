@@ -25,14 +25,9 @@ MODELS = {"SD1.5, 512 px": SD15, "SDXL, 1024 px": SDXL}
 
 
 class Rival(NamedTuple):
-    """A FLUX-like transformer that is called once a step.
+    """A FLUX-like transformer by arguments of diffusers' `FluxTransformer2DModel`, and what one picture takes of it.
 
-    Attributes:
-        name: for the reader.
-        transformer: arguments of diffusers' `FluxTransformer2DModel`; its defaults are FLUX-dev's 12 billion weights.
-        image_tokens: of one picture; a token is a square of 16 pixels.
-        text_tokens: of a prompt.
-        steps: of one picture.
+    The defaults of diffusers are FLUX-dev's 12 billion weights; a token of an image is a square of 16 pixels.
     """
 
     name: str

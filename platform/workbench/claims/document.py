@@ -16,13 +16,7 @@ PAIRED = (
 
 
 def markdown(results: Results, command: str, pictures: dict[str, list[Path]]) -> str:
-    """Return the document.
-
-    Args:
-        results: what is known so far.
-        command: how it was made.
-        pictures: of each study, as paths from the document.
-    """
+    """Return what is known so far, the command that found it, and the pictures of each study by paths from here."""
     claims, plan = results.plan.claims, results.plan
     done, seeds = len(results.found), ", ".join(map(str, claims.seeds))
     parts = [

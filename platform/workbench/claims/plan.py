@@ -90,15 +90,7 @@ def _contradictions(claims: Claims) -> Iterator[Contradiction]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run in its place in a study.
-
-    Attributes:
-        study: name of the study.
-        arm: name of the arm.
-        values: what it has of the arm's `vary`, as text.
-        seed: which repetition.
-        run: name of the run, shared by all cells that come to the same.
-    """
+    """The place of a run in a study: what it has of the arm's `vary`, as text, and which repetition it is."""
 
     study: str
     arm: str
@@ -109,13 +101,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The studies with their runs resolved.
-
-    Attributes:
-        claims: the configuration, its storage absolute.
-        cells: all places, in the order of the studies.
-        runs: the distinct runs by name.
-    """
+    """The studies, their storage absolute, with all cells in their order, and the distinct runs by name."""
 
     claims: Claims
     cells: tuple[Cell, ...]

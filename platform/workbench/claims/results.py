@@ -69,13 +69,7 @@ def differences(arms: Mapping[str, BySeed]) -> dict[str, Mean | None]:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is known so far.
-
-    Attributes:
-        plan: the studies.
-        found: the evaluations of each finished run, by its name and theirs: `init`, `aligned`, the rival's.
-        failed: why runs failed, by name.
-    """
+    """All that is known so far: the evaluations of each finished run, by its name and theirs, and why others failed."""
 
     plan: Plan
     found: Mapping[str, Mapping[str, Mapping[str, float]]]

@@ -84,11 +84,7 @@ def drawn_latents(
 def train_reference(vae: AutoencoderKL, settings: Reference, seed: int, directory: Path) -> StableDiffusionPipeline:
     """Train text encoder and denoiser together on eps-MSE with caption dropout; return the averaged weights' pipeline.
 
-    Args:
-        vae: the trained autoencoder.
-        settings: of the training; the learning rate is the cycle's peak.
-        seed: of drawings, weights and noise.
-        directory: where the tokenizer's files go.
+    The tokenizer's files go into the directory.
     """
     torch.manual_seed(seed)
     tokenizer = write_clip_tokenizer(directory / "tokenizer", _MAX_TOKENS)

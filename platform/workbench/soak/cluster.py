@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import psutil
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
 from slingstone.config.paths import ROOT
 from slingstone.driver.head import Head
@@ -88,10 +88,12 @@ class MlflowServer:
 class Cluster:
     """A head that takes jobs, and the MLflow server that they report to."""
 
+    jobs: JobSubmissionClient
+    """What the head has of jobs; `start_head` comes first."""
+
     def __init__(self, directory: Path) -> None:
         self._head = Head(directory)
         self.mlflow = MlflowServer(directory / "mlflow")
-        self._client: JobSubmissionClient | None = None
 
     @property
     def pid(self) -> int | None:
@@ -104,7 +106,7 @@ class Cluster:
             reached = self._head.start()
         token = Path(reached["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
-        self._client = JobSubmissionClient(reached["RAY_API_SERVER_ADDRESS"], headers=headers)
+        self.jobs = JobSubmissionClient(reached["RAY_API_SERVER_ADDRESS"], headers=headers)
 
     def kill_head(self) -> list[psutil.Process]:
         """Kill the head's processes at once; return those that descend from it, which have to notice by themselves."""
@@ -121,24 +123,7 @@ class Cluster:
     def submit(self, *command: str) -> str:
         """Have the cluster run a Python program of these sources; return the job's id."""
         source = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
-        return self._jobs.submit_job(entrypoint=shlex.join(["env", f"PYTHONPATH={source}", sys.executable, *command]))
-
-    def status(self, job: str) -> JobStatus:
-        """Return how far a job is."""
-        return self._jobs.get_job_status(job)
-
-    def log(self, job: str) -> str:
-        """Return what a job printed so far."""
-        return self._jobs.get_job_logs(job)
-
-    def stop_job(self, job: str) -> None:
-        """Send a job's driver SIGTERM, as `ray job stop` does."""
-        self._jobs.stop_job(job)
-
-    @property
-    def _jobs(self) -> JobSubmissionClient:
-        assert self._client is not None, "start_head comes first"
-        return self._client
+        return self.jobs.submit_job(entrypoint=shlex.join(["env", f"PYTHONPATH={source}", sys.executable, *command]))
 
 
 @contextmanager

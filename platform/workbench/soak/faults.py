@@ -44,7 +44,7 @@ def saving(job: Job) -> str:
 
 def preemption(job: Job) -> str:
     """SIGTERM the job, which saves and ends; the same command is submitted again."""
-    job.cluster.stop_job(job.id)
+    job.cluster.jobs.stop_job(job.id)
     job.stopped = True
     return "stopped the job"
 

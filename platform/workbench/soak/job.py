@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import psutil
+from ray.job_submission import JobStatus
 
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.store import open_store
@@ -22,10 +24,7 @@ TRAINER, REPLICA = "RayTrainWorker", "ServeReplica"
 class Job:
     """A run and the job that works on it; as a context, it submits the job, and stops one that is left in the middle.
 
-    Args:
-        experiment: what is run.
-        cluster: where.
-        chance: decides the moment within a step.
+    `chance` decides at which moment of a step faults happen.
     """
 
     def __init__(self, experiment: Experiment, cluster: Cluster, chance: Random) -> None:
@@ -43,9 +42,9 @@ class Job:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if any(raised) and not self.ended:
-            self.cluster.stop_job(self.id)
-            wait(lambda: self.ended, "the end of a job that was stopped")
+        if any(raised) and not self.status.is_terminal():
+            self.cluster.jobs.stop_job(self.id)
+            wait(lambda: self.status.is_terminal(), "the end of a job that was stopped")
 
     def submit(self) -> None:
         """Submit the job; the same command each time."""
@@ -53,14 +52,14 @@ class Job:
         self.id, self.stopped = self.cluster.submit(str(ROOT / "jobs" / "align.py"), str(config)), False
 
     @property
-    def ended(self) -> bool:
-        """Whether the job came to an end."""
-        return self.cluster.status(self.id).is_terminal()
+    def status(self) -> JobStatus:
+        """How far the job is."""
+        return self.cluster.jobs.get_job_status(self.id)
 
     @property
     def log(self) -> str:
         """What the job printed so far."""
-        return self.cluster.log(self.id)
+        return self.cluster.jobs.get_job_logs(self.id)
 
     def processes(self, role: str) -> list[psutil.Process]:
         """Return those of the cluster whose role begins so."""
@@ -92,7 +91,5 @@ class Job:
 def signal_all(processes: list[psutil.Process], number: int) -> None:
     """Send a signal to processes, of which some may have ended."""
     for process in processes:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(process.pid, number)
-        except ProcessLookupError:
-            continue

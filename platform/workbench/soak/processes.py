@@ -107,11 +107,7 @@ def levels(samples: Mapping[Process, Sequence[Sample]]) -> list[Level]:
 
 
 class Meter:
-    """Looks at the processes below one every few seconds, while entered.
-
-    Args:
-        root: returns the number of the process that they descend from, if it runs.
-    """
+    """Looks at the processes below one every few seconds, while entered; `root` returns its number, if it runs."""
 
     def __init__(self, root: Callable[[], int | None]) -> None:
         self._root = root

@@ -62,12 +62,7 @@ class Outcome:
 
 
 def soak(experiment: Experiment, faults: Sequence[Fault], say: Say) -> Outcome:
-    """Run twice, the second time under faults, and compare.
-
-    Args:
-        experiment: what; its storage, empty before, holds everything.
-        faults: in the order in which they come.
-        say: shows a line.
+    """Run twice, the second time under faults, and compare; the storage holds everything.
 
     Raises:
         ValueError: the storage is not empty.
@@ -105,10 +100,11 @@ def soak(experiment: Experiment, faults: Sequence[Fault], say: Say) -> Outcome:
 def census(cluster: Cluster) -> dict[str, Any]:
     """Count what lives in the cluster."""
     job = cluster.submit("-m", "workbench.soak.census")
-    wait(lambda: cluster.status(job).is_terminal(), "a census of the cluster", poll_s=POLL_S)
-    lines = [line for line in cluster.log(job).splitlines() if line.startswith("{")]
+    wait(lambda: cluster.jobs.get_job_status(job).is_terminal(), "a census of the cluster", poll_s=POLL_S)
+    log = cluster.jobs.get_job_logs(job)
+    lines = [line for line in log.splitlines() if line.startswith("{")]
     if not lines:
-        raise RuntimeError(f"the census failed: {cluster.log(job)[-2000:]}")
+        raise RuntimeError(f"the census failed: {log[-2000:]}")
     return json.loads(lines[-1])
 
 
@@ -138,12 +134,7 @@ def variant(experiment: Experiment, name: str, cluster: Cluster) -> Experiment:
 
 
 def shrink(pipeline: Path, target: Path, seed: int) -> Path:
-    """Copy a pipeline, with a fresh `SMALL_UNET` in place of its own, so that a step takes a tenth of a second.
-
-    Args:
-        pipeline: a directory in diffusers' layout.
-        target: what was there is replaced; returned.
-        seed: of the weights.
+    """Copy a pipeline over a directory, with a fresh `SMALL_UNET`, so that a step takes a tenth of a second; return it.
 
     Raises:
         ValueError: it is no local pipeline with a UNet.
@@ -191,9 +182,10 @@ def play(job: Job, faults: Sequence[Fault], say: Say) -> tuple[float, list[tuple
 
 def _over(job: Job) -> bool:
     """Return whether the run came to its end; a job that ended on the way to it is submitted again."""
-    if not job.ended:
+    status = job.status
+    if not status.is_terminal():
         return False
-    if job.cluster.status(job.id) == JobStatus.SUCCEEDED:
+    if status == JobStatus.SUCCEEDED:
         if UNDELIVERED not in job.log:
             return True
     elif not job.stopped:
