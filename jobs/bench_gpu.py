@@ -1,4 +1,4 @@
-"""Measure steps at published sizes on a GPU: jobs/bench_gpu.py [--write PAGE]; needs a clone, not in the wheel."""
+"""Measure steps at published sizes on a GPU: jobs/bench_gpu.py [--write PAGE]; needs the workbench, so a clone."""
 
 import argparse
 import sys

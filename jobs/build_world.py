@@ -1,4 +1,4 @@
-"""Make the checkpoints of the embedded world: jobs/build_world.py configs/world/scenes.yaml; needs a clone."""
+"""Make the embedded world: jobs/build_world.py configs/world/scenes.yaml; needs the workbench, so a clone."""
 
 import sys
 

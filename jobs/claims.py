@@ -1,4 +1,4 @@
-"""Put claims to the test: jobs/claims.py CONFIG.yaml [--dry-run] [path=value ...]; needs a clone, not in the wheel."""
+"""Put claims to the test: jobs/claims.py CONFIG.yaml [--dry-run] [path=value ...]; needs the workbench, so a clone."""
 
 import argparse
 import sys

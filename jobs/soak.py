@@ -1,4 +1,4 @@
-"""Run under faults: jobs/soak.py CONFIG.yaml [--faults N] [path=value ...]; needs a clone, the wheel has no workbench.
+"""Run under faults: jobs/soak.py CONFIG.yaml [--faults N] [path=value ...]; needs the workbench, so a clone.
 
 Compares the end of the run with that of the same run undisturbed.
 """
