@@ -30,7 +30,7 @@ def table(found: dict[str, dict[str, int]]) -> str:
         for name, value in found.items()
     ]
     headings = ["", "resting MiB", "ratio", "peak MiB", "ratio", "together"]
-    return tabulate(rows, headings, "plain", disable_numparse=True, colglobalalign="right")
+    return tabulate(rows, headings, "plain", disable_numparse=True, colalign=["left", *["right"] * 5])
 
 
 def _peak(architecture: Architecture, batch: int, variant: Variant) -> dict[str, int]:
