@@ -43,12 +43,7 @@ def newest(experiment: Experiment) -> str | None:
 
 
 def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to continue with another configuration, where that would change what is computed.
-
-    Args:
-        where: names what would be continued.
-        before: flat dump of its configuration.
-        now: of the one that wants to continue it.
+    """Refuse to continue what lies `where` with another configuration, where that would change what is computed.
 
     Raises:
         ValueError: naming the keys that differ, and those that may.

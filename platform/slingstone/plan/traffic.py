@@ -1,6 +1,7 @@
 """Bytes that a step sends and a checkpoint holds, by ZeRO stage."""
 
 from slingstone.config import KL, Experiment, Runtime
+from slingstone.plan.engine_memory import number_bytes
 
 
 def sent_bytes(experiment: Experiment, weights: int) -> float:
@@ -13,7 +14,7 @@ def sent_bytes(experiment: Experiment, weights: int) -> float:
     runtime = experiment.runtime
     if runtime.num_workers == 1:
         return 0.0
-    size = 2 if runtime.precision == "bf16" and runtime.engine == "deepspeed" else 4
+    size = 4 if runtime.engine == "torch" else number_bytes(runtime)
     whole = size * weights * (runtime.num_workers - 1) / runtime.num_workers
     updates = experiment.training.assistant_updates
     if runtime.engine == "torch" or runtime.zero_stage == 0:
@@ -25,7 +26,7 @@ def sent_bytes(experiment: Experiment, weights: int) -> float:
 
 def checkpoint_bytes(runtime: Runtime, weights: int) -> int:
     """Return the bytes of a checkpoint: both networks' weights, optimizers and fp32 copies, and the fp32 average."""
-    size = 2 if runtime.precision == "bf16" else 4
+    size = number_bytes(runtime)
     if runtime.engine == "torch" or runtime.zero_stage == 0:
         engine = size + 8 + (4 if runtime.precision == "bf16" else 0)
     else:

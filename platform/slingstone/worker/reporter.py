@@ -41,7 +41,7 @@ class Reporter:
             journal_of(self._directory, assignment.mlflow_run_id),
             assignment.experiment.tracking.on_failure,
         )
-        self._asked: Any = None
+        self._answer: Any = None
         if not self._quiet and assignment.experiment.tracking.system_metrics:
             self._run.watch_system()
         self._progress = Progress(self.say, assignment.experiment.training.num_images)
@@ -61,13 +61,13 @@ class Reporter:
         """Return whether the driver was told to stop, as it answers by the next call: no step waits for that."""
         if self._quiet:
             return False
-        asked = self._asked or self._board.stopping.remote()
-        if not ray.wait([asked], timeout=0)[0]:
-            self._asked = asked
+        if self._answer is None:
+            self._answer = self._board.stopping.remote()
+        if not ray.wait([self._answer], timeout=0)[0]:
             return False
-        self._asked = self._board.stopping.remote()
-        answer: Any = ray.get(asked)
-        return answer
+        stop: Any = ray.get(self._answer)
+        self._answer = self._board.stopping.remote()
+        return stop
 
     def saved(self, waited_s: float, images: int) -> None:
         """Take note of a checkpoint for which training stood still so long."""
