@@ -131,7 +131,7 @@ def test_an_explosion_goes_back_and_draws_other_noise_and_too_many_stop(tmp_path
     assert first is not None
     for expected in (16, 16):
         strict = run.experiment.recovery.exploding.model_copy(update={"grad_norm": 1e-12})
-        rollback._settings = strict
+        rollback.settings = strict
         assert rollback.step() is None
         assert told[-1] == (told[-1][0], expected)
         assert "above recovery.exploding.grad_norm" in told[-1][0]
@@ -142,9 +142,9 @@ def test_an_explosion_goes_back_and_draws_other_noise_and_too_many_stop(tmp_path
     again = run.trainer.step()
     assert again["loss/assistant"] == first["loss/assistant"], "without an explosion the noise is the same"
     rollback = rolling_back(run, told)
-    rollback._settings = strict
+    rollback.settings = strict
     assert rollback.step() is None
-    rollback._settings = run.experiment.recovery.exploding
+    rollback.settings = run.experiment.recovery.exploding
     after = rollback.step()
     assert after is not None
     assert after["loss/assistant"] != first["loss/assistant"]

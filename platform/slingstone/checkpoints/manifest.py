@@ -21,9 +21,7 @@ class Facts:
     """What the checkpoint says about itself.
 
     Attributes:
-        images: progress.
         num_workers: ranks that wrote it, and that must read it.
-        mlflow_run_id: the run that a resumed job continues.
         config: flat dump of the configuration.
         score: of the evaluation at this point, if there was one and one is asked for.
         rollbacks: how often training went back before this point.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,45 +38,36 @@ class _Pending:
     publishing: bool = False
 
 
+@dataclass
 class Checkpoints:
     """The checkpoints of one run, as one rank sees them.
 
-    Args:
-        state: what is saved and restored.
-        store: where.
-        recovery: what is done about failures.
+    Attributes:
         config: flat dump of the run; checkpoints of another one are refused.
-        keep: how many are kept beside the best.
+        keep: how many are kept, the best one apart.
         say: shows a line to the user, on rank 0.
+        waited_s: how long training stood still for the last checkpoint.
     """
 
-    def __init__(
-        self,
-        state: State,
-        store: Store,
-        recovery: Recovery,
-        config: Mapping[str, str],
-        keep: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self._state = state
-        self._store = store
-        self._recovery = recovery
-        self._config = config
-        self._keep = keep
-        self._say = say
-        self._pending: _Pending | None = None
+    state: State
+    store: Store
+    recovery: Recovery
+    config: Mapping[str, str]
+    keep: int
+    say: Callable[[str], None]
+    waited_s: float = field(default=0.0, init=False)
+    _pending: _Pending | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.waited_s = 0.0
-        """How long training stood still for the last checkpoint."""
 
     def save(self, facts: Facts) -> None:
         """Copy the state, and have it written and published; waits for that only where the run says so."""
         start = time.perf_counter()
         self.finish()
-        files = self._state.snapshot()
-        self._pending = _Pending(facts, self._writer.submit(_write, self._store, facts.name, files))
-        if not self._recovery.background:
+        files = self.state.snapshot()
+        self._pending = _Pending(facts, self._writer.submit(_write, self.store, facts.name, files))
+        if not self.recovery.background:
             self.finish()
         self.waited_s = time.perf_counter() - start
 
@@ -115,21 +106,21 @@ class Checkpoints:
             ValueError: the run is to stop at a damaged checkpoint, no good one is left, or it is of another run or
                 number of workers; names it.
         """
-        if self._state.rank == 0:
-            self._store.clear()
+        if self.state.rank == 0:
+            self.store.clear()
         dist.barrier()
         refused: list[str] = []
         for name in reversed(self._names()):
             try:
                 facts = self.restore_from(name)
             except DamagedCheckpoint as error:
-                if self._recovery.on_damaged_checkpoint == "stop":
+                if self.recovery.on_damaged_checkpoint == "stop":
                     remedy = "set recovery.on_damaged_checkpoint: previous to continue from the one before"
                     raise ValueError(f"{error}; {remedy}") from error
                 refused.append(str(error))
-                self._say(f"{error}; set aside, going on from the one before")
-                if self._state.rank == 0:
-                    self._store.set_aside(name)
+                self.say(f"{error}; set aside, going on from the one before")
+                if self.state.rank == 0:
+                    self.store.set_aside(name)
                 dist.barrier()
             else:
                 return facts
@@ -145,16 +136,16 @@ class Checkpoints:
             ValueError: it is of another run or number of workers.
         """
         self.finish()
-        with self._store.opened(name) as directory:
+        with self.store.opened(name) as directory:
             with _together():
-                manifest = read_manifest(self._store, name)
+                manifest = read_manifest(self.store, name)
                 facts = manifest.facts
-                same = {key: value for key, value in self._config.items() if key in facts.config}
+                same = {key: value for key, value in self.config.items() if key in facts.config}
                 refuse_other(f"checkpoint {name}", {key: facts.config[key] for key in same}, same)
                 # Each rank hashes its share: together they read everything once.
-                manifest.check(directory, sorted(manifest.files)[self._state.rank :: dist.get_world_size()])
+                manifest.check(directory, sorted(manifest.files)[self.state.rank :: dist.get_world_size()])
             with _together():
-                self._state.restore(directory, facts)
+                self.state.restore(directory, facts)
         return facts
 
     def newest(self) -> str | None:
@@ -164,39 +155,39 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """Return what rank 0 sees: a shared file system may show another node an older listing."""
-        names = [self._store.names() if self._state.rank == 0 else []]
+        names = [self.store.names() if self.state.rank == 0 else []]
         dist.broadcast_object_list(names, src=0)
         return names[0]
 
     def _publish(self, manifest: Manifest) -> None:
         """Publish on rank 0, and delete what is neither one of the last nor the best."""
-        if self._state.rank > 0:
+        if self.state.rank > 0:
             return
-        self._store.publish(manifest.facts.name, manifest.to_json())
+        self.store.publish(manifest.facts.name, manifest.to_json())
         scores: dict[str, float | None] = {}
-        for name in self._store.names():
+        for name in self.store.names():
             try:
-                scores[name] = read_manifest(self._store, name).facts.score
+                scores[name] = read_manifest(self.store, name).facts.score
             except DamagedCheckpoint:
                 scores[name] = None
         scored = {name: score for name, score in scores.items() if score is not None}
         best = max(scored, key=lambda name: scored[name], default=None)
-        for name in list(scores)[: -self._keep]:
+        for name in list(scores)[: -self.keep]:
             if name != best:
-                self._store.delete(name)
+                self.store.delete(name)
 
     def _give_up(self, pending: _Pending) -> None:
         self._pending = None
         error = pending.work.exception()
         reason = str(error) if error is not None else "another worker could not write its part"
         message = f"checkpoint {pending.facts.name} cannot be saved: {reason}; the one before it is still good"
-        if self._state.rank == 0:
+        if self.state.rank == 0:
             with suppress(OSError):  # a place that cannot be reached; the next start clears it
-                self._store.clear()
+                self.store.clear()
         dist.barrier()
-        if self._recovery.on_failed_save == "stop":
+        if self.recovery.on_failed_save == "stop":
             raise SaveFailed(f"{message}; make room, or set recovery.on_failed_save: go_on")
-        self._say(message)
+        self.say(message)
 
 
 def _write(store: Store, name: str, files: Files) -> dict[str, Entry]:

@@ -28,9 +28,8 @@ def register(
     """Make what `publish` uploaded a version of the registered model, and give it its aliases; return the version.
 
     Args:
-        run: whose artifacts hold it.
         settings: name of the model, and what makes one version the best.
-        folder: of the artifacts.
+        folder: of the run's artifacts.
         found: numbers of the evaluation; they become tags of the version.
         tags: more of them; `evaluation` must be equal where numbers may be compared.
         initial: whether it is where training started, the alias `init`. MLflow itself calls the last version `latest`.
@@ -54,14 +53,11 @@ def register(
 
 def beats(settings: Registry, tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
     """Tell whether a version is better than the best one; numbers of another evaluation are never better or worse."""
-    if settings.metric not in tags:
-        return False
-    if champion is None or settings.metric not in champion:
-        return True
-    if tags.get("evaluation") != champion.get("evaluation"):
-        return False
-    sign = 1 if settings.mode == "max" else -1
-    return sign * float(tags[settings.metric]) > sign * float(champion[settings.metric])
+    metric, sign = settings.metric, 1 if settings.mode == "max" else -1
+    if champion is None or metric not in champion or metric not in tags:
+        return metric in tags
+    comparable = tags.get("evaluation") == champion.get("evaluation")
+    return comparable and sign * float(tags[metric]) > sign * float(champion[metric])
 
 
 def known(run: Run, settings: Registry, alias: str, tag: str, value: str) -> bool:

@@ -26,11 +26,8 @@ class Request:
 
     Attributes:
         directory: of the run, `<storage>/align/<name>`.
-        target: directory to write.
         checkpoint: name of one of the run's checkpoints; None is the latest.
         weights: the average, or the weights as they were stepped.
-        precision: of the files.
-        onnx: write generator and decoder as ONNX, too.
     """
 
     directory: Path

@@ -17,12 +17,9 @@ class Device:
     """A kind of GPU, by its maker's data sheet.
 
     Attributes:
-        name: what users call it.
         tflops: dense bf16, in 10^12 a second; TF32 for fp32 runs is half of it.
-        memory_gib: of one GPU.
         near_gb_s: one way to the GPUs of its node, in 10^9 bytes a second.
         far_gb_s: one way out of the node, of one GPU's share.
-        per_node: GPUs of a node.
     """
 
     name: str
@@ -49,7 +46,6 @@ class Assumptions:
     """What cannot be derived, and should be measured.
 
     Attributes:
-        device: the GPUs.
         utilisation: of the device's peak that networks reach.
         link_use: of the links' rate that collectives reach.
     """
@@ -64,8 +60,7 @@ class Cost:
     """One step on so many trainer GPUs.
 
     Attributes:
-        gpus: that train.
-        batch: pictures of a step over all of them.
+        batch: pictures of a step over all GPUs.
         compute_s: networks and decoder.
         window_s: the part of it between asking the rewards and needing their answers.
         traffic_s: the collectives, as if none hid behind compute.
@@ -73,7 +68,6 @@ class Cost:
         replicas: by reward, how many would be done within the window.
         reward_gpus: GPUs that those replicas take.
         memory_gib: of one trainer GPU.
-        checkpoint_gib: of one checkpoint.
         picture_gib: to all rewards and back, in one step.
     """
 

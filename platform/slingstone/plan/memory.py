@@ -20,13 +20,10 @@ from slingstone.plan.work import score_graphs, trained_on
 
 @dataclass(frozen=True)
 class Sizes:
-    """Weights of a pipeline's parts, and what is known about one picture's activations.
+    """Weights of the denoising network, of the autoencoder and of all text encoders, and one picture's activations.
 
     Attributes:
         source: where the numbers come from, for the user.
-        network: weights of the denoising network.
-        vae: of the autoencoder.
-        text: of all text encoders.
         activations: of the network in the run's precision and of the reward's decoder.
         trained: weights that each engine trains: the network's, or its adapter's.
     """

@@ -35,14 +35,10 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """A published pipeline; activations are those of a bf16 network and an fp32 decoder.
+    """Weights of a published pipeline's network, autoencoder and text encoders, and what a picture takes.
 
     Attributes:
-        work: FLOPs.
-        network: weights of the denoising network.
-        vae: of the autoencoder.
-        text: of all text encoders.
-        plain: activations without gradient checkpointing.
+        plain: activations of a bf16 network and an fp32 decoder, without gradient checkpointing.
         checkpointed: with it.
         adapter: weights of an adapter of rank 1 on every attention projection.
         adapted: graph of the network where only such adapters, of rank 64, are trained.

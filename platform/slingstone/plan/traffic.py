@@ -21,7 +21,11 @@ def sent_bytes(experiment: Experiment, weights: int) -> float:
         return 2 * whole * (updates + 1)
     if runtime.zero_stage < 3:
         return 3 * whole * (updates + 1)
-    return whole * (updates + 1 + _gathers(experiment))
+    # The reference is whole everywhere; the assistant is borrowed by the generator's step.
+    recomputed = experiment.objective.gradient == "recomputed"
+    borrowed = 1 if isinstance(experiment.objective.distance, KL) else 3 if recomputed else 2
+    gathered = 3 * updates + 2 + borrowed
+    return whole * (updates + 1 + gathered)
 
 
 def checkpoint_bytes(runtime: Runtime, weights: int) -> int:
@@ -33,12 +37,3 @@ def checkpoint_bytes(runtime: Runtime, weights: int) -> int:
         # At stage 3 the weights themselves are left out: the fp32 copies hold them.
         engine = (0 if runtime.zero_stage == 3 else size) + 12
     return (2 * engine + 4) * weights
-
-
-def _gathers(experiment: Experiment) -> int:
-    """Return how often a step's passes need the weights of a sharded network; the reference is whole everywhere."""
-    objective = experiment.objective
-    borrowed = 1
-    if not isinstance(objective.distance, KL):
-        borrowed = 3 if objective.gradient == "recomputed" else 2
-    return 3 * experiment.training.assistant_updates + 2 + borrowed

@@ -23,14 +23,8 @@ FLUSH_AFTER_S = 5.0
 class Run:
     """One MLflow run, by its id; usable from any process. The step axis counts images.
 
-    Metrics go to a journal, which a thread delivers every few seconds: a training step waits for no server, and an
-    outage loses no number. Whatever delivers raises MLflow's exceptions, unless `on_failure` is `spool`.
-
-    Args:
-        uri: tracking URI.
-        run_id: of the run.
-        journal: file that keeps the numbers until they are delivered; None is a temporary one of this process.
-        on_failure: what an outage costs: `stop` raises at the next delivery, `spool` tries again later.
+    Metrics go to a journal, a temporary one by default, which a thread delivers every few seconds: no training step
+    waits for a server. What delivers raises MLflow's exceptions, unless `on_failure` is `spool`: it tries again later.
     """
 
     def __init__(self, uri: str, run_id: str, journal: Path | None = None, on_failure: str = "stop") -> None:
@@ -108,11 +102,11 @@ class Run:
         try:
             arrived = self.flush()
             self.client.set_terminated(self.run_id, status)
+            return arrived
         except Exception:  # of whatever transport the URI means
             if not self._spools:
                 raise
             return False
-        return arrived
 
     def _once_there(self, send: "Callable[[MlflowClient], object]") -> None:
         with self._lock:
@@ -134,11 +128,11 @@ class Run:
     def _deliver(self) -> None:
         from mlflow.entities import Metric
 
-        waiting, mark = self.journal.undelivered()
-        for start in range(0, len(waiting), METRICS_A_BATCH):
-            batch = [Metric(*point) for point in waiting[start : start + METRICS_A_BATCH]]
+        points, mark = self.journal.undelivered()
+        for start in range(0, len(points), METRICS_A_BATCH):
+            batch = [Metric(*point) for point in points[start : start + METRICS_A_BATCH]]
             self.client.log_batch(self.run_id, metrics=batch)
-        if waiting:
+        if points:
             self.journal.deliver(mark)
         while self._waiting:
             self._waiting[0](self.client)

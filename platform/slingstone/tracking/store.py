@@ -62,9 +62,9 @@ def reopened(uri: str, run_id: str) -> Run:
 def create_run(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Path | None
 ) -> Run:
-    """Create a run with its params, tagged with the sources that it is made by; so is the MLflow experiment if need be.
+    """Create a run with its params, tagged with its sources, and the MLflow experiment if there is none of this name.
 
-    A file-based store keeps artifacts below the directory `artifacts`; None leaves it to the server.
+    A file-based store keeps what runs upload below the directory `artifacts`; None leaves it to the server.
     """
     from mlflow.entities import Param
 

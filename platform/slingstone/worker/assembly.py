@@ -30,11 +30,7 @@ from slingstone.worker.rewards import clients, panel
 class Parts:
     """What one rank trains and measures with.
 
-    Attributes:
-        trainer: takes the steps.
-        state: all that a checkpoint holds.
-        averaged: a generator of its own for evaluation and export; starts as the initial one.
-        measure: the evaluations.
+    `averaged` is a generator of its own for evaluation and export, and starts as the initial one.
     """
 
     trainer: Trainer

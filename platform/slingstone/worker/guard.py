@@ -48,9 +48,7 @@ class Decision:
 
     Attributes:
         action: the gravest that a broken rule asks for.
-        images: when it was decided.
-        breaches: the broken rules.
-        best: when the evaluation was that `roll_back` returns to, if there is one.
+        best: images of the evaluation that `roll_back` returns to, if there is one.
         keep: whether the last evaluation is the best so far, so that its state must be kept.
     """
 
@@ -92,7 +90,7 @@ def decide(guard: Guard, history: Sequence[Finding], best: Finding | None = None
 
 
 def _better(guard: Guard, one: Finding, other: Finding | None) -> bool:
-    """Tell whether one evaluation is better than the other; none is worse than one without the guard's number."""
+    """Tell whether one evaluation is better than the other by the guard's number; without it none is."""
     if guard.best is None or guard.best.metric not in one.values:
         return False
     if other is None or guard.best.metric not in other.values:
@@ -131,9 +129,8 @@ class HackingGuard:
 
     Args:
         guard: the rules; without any, nothing here does anything.
-        directory: of the guard, which all nodes see; it holds the evaluations so far.
+        directory: holds the evaluations so far; all nodes see it.
         best: holds the state of the best evaluation alone, apart from the run's own checkpoints.
-        rank: of this process.
     """
 
     def __init__(self, guard: Guard, directory: Path, best: Checkpoints, rank: int) -> None:
@@ -149,9 +146,9 @@ class HackingGuard:
         """Evaluate the initial generator, and read what was found up to here before a restart; a collective."""
         if not self._guard.rules:
             return
-        found = json.loads(self._file.read_text()) if self._file.is_file() else []
+        read = json.loads(self._file.read_text()) if self._file.is_file() else []
         before = [Finding(0, numbers(measure.initial_short(generator)))]
-        before += [Finding(**plain) for plain in found if plain["images"] > 0]
+        before += [Finding(**entry) for entry in read if entry["images"] > 0]
         saved = self._checkpoints.newest()
         self._best = next((finding for finding in before if saved and finding.images == int(saved)), None)
         self._history = [finding for finding in before if finding.images <= facts.images]

@@ -1,7 +1,7 @@
 """Evaluations inside the Train workers: split over the ranks, the same code during and after training."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,15 @@ class Measure:
         count = max(1, self.settings.num_prompts // SHORT)
         return self._evaluate(one_step_sampler(self.family, generator), self.prompts[:count])
 
-    def grid(self, labels: Mapping[str, str]) -> Image:
-        """Return the prompt grid from the pictures of full evaluations; keys are labels, values are titles."""
-        columns = {title: self._pictures(label) for label, title in labels.items()}
+    def grid(self, labels: Iterable[str], generators: Mapping[str, nn.Module] | None = None) -> Image:
+        """Return the prompt grid: the pictures of full evaluations by their labels, beside those of generators now."""
+        columns = {}
+        for label in labels:
+            columns[label.replace("_", " ")] = pictures = kept_pictures(self.directory.parent, label)
+            assert pictures is not None
+        for title, generator in (generators or {}).items():
+            columns[title] = self._draw(one_step_sampler(self.family, generator))
         return prompt_grid(columns, self.prompts[: self.settings.grid_prompts])
-
-    def grid_now(self, title: str, generator: nn.Module) -> Image:
-        """Return the prompt grid of a generator beside the initial one."""
-        now = self._draw(one_step_sampler(self.family, generator))
-        return prompt_grid({"init": self._pictures("init"), title: now}, self.prompts[: self.settings.grid_prompts])
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -94,11 +94,6 @@ class Measure:
     def _draw(self, sampler: Sampler) -> Tensor:
         prompts = self.prompts[: self.settings.grid_prompts]
         return sample_columns({"": sampler}, prompts, self.settings.seed)[""].cpu()
-
-    def _pictures(self, label: str) -> Tensor:
-        found = kept_pictures(self.directory.parent, label)
-        assert found is not None
-        return found
 
     def _evaluate(self, sampler: Sampler, prompts: tuple[str, ...]) -> dict[str, Any]:
         settings = self.settings

@@ -19,7 +19,11 @@ from slingstone.step.panel import RunningScale as Running
 
 
 def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient]:
-    """Return a client for each reward, in the order of the configuration."""
+    """Return a client for each reward, in the order of the configuration.
+
+    Raises:
+        ValueError: a client is to prepare pictures for a service that does not tell how.
+    """
     store = ImageStore()
 
     def client(entry: RewardEntry) -> RewardClient:
@@ -29,7 +33,10 @@ def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient
         plain = remote_client(rewards, entry, store)
         if entry.preprocess_at == "service":
             return plain
-        return PreparingClient(remote_client(rewards, entry, store, prepared=True), _preprocess(entry.name, plain))
+        if (rule := plain.describe()["rule"]) is None:
+            field = f"rewards.services.{entry.name}.preprocess_at = 'client'"
+            raise ValueError(f"{field}: the service does not tell its rule; set it to service")
+        return PreparingClient(remote_client(rewards, entry, store, prepared=True), Preprocess(**rule))
 
     return {entry.name: client(entry) for entry in rewards.services}
 
@@ -68,17 +75,3 @@ def remote_client(
         return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared)
     # Prepared inputs are each reward's own, so there is no copy to share.
     return ServeClient(entry.name, entry.deadline_s, ImageStore() if prepared else store, prepared=prepared)
-
-
-def _preprocess(name: str, client: ServeClient | HttpClient) -> Preprocess:
-    """Return a reward's preprocessing, as its service tells it.
-
-    Raises:
-        ValueError: it does not.
-    """
-    rule = client.describe()["rule"]
-    if rule is None:
-        raise ValueError(
-            f"rewards.services.{name}.preprocess_at = 'client': the service does not tell its rule; set it to service"
-        )
-    return Preprocess(**rule)
