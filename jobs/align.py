@@ -25,9 +25,9 @@ def align(given: argparse.Namespace) -> None:
     """Check everything that can be checked here, then hand over to the driver."""
     experiment = preflight.prepare(load(given.config, given.overrides))
     if given.dry_run:
-        from slingstone.plan import memory  # which may import torch, for unknown networks
+        from slingstone.plan import report  # which may import torch, for unknown networks
 
-        print(to_yaml(experiment) + memory.describe(experiment), end="", flush=True)
+        print(to_yaml(experiment) + report.dry_run(experiment), end="", flush=True)
         return
     from slingstone.driver import launch  # imports torch and ray, which take seconds
 

@@ -11,7 +11,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is i
 from slingstone.config import load  # noqa: E402
 from slingstone.driver import shell  # noqa: E402
 from slingstone.plan.cost import DEVICES, Assumptions  # noqa: E402
-from slingstone.plan.report import describe  # noqa: E402
+from slingstone.plan.report import scaling  # noqa: E402
 
 ARGUMENTS = shell.parser(
     "Model a run's step time and memory on 1 to 1,024 GPUs.",
@@ -28,7 +28,7 @@ def plan(given: argparse.Namespace) -> None:
     if given.gpus < 1 or not 0 < given.utilisation <= 1:
         raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
     assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
-    print(describe(load(given.config, given.overrides), given.gpus, assumed))
+    print(scaling(load(given.config, given.overrides), given.gpus, assumed))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     summary = results.collect(plan, pieces, speeds, real)
     summary["seconds"] = round(time.monotonic() - start, 1)
     results.write(plan, summary, sheets)
-    uri = tracking.tracking_uri_of(settings.tracking, settings.storage)
+    uri = tracking.tracking_uri(settings)
     summary["mlflow_run_id"] = results.track(plan, summary, uri)
     write_json(plan.directory / "summary.json", summary)
     say("")
