@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
-from slingstone.compare import pieces  # noqa: E402
+from slingstone.compare import shards  # noqa: E402
 from slingstone.config import Comparison, load_as, to_yaml  # noqa: E402
 from slingstone.driver import shell  # noqa: E402
 
@@ -21,13 +21,13 @@ ARGUMENTS = shell.parser(
 
 def evaluate(given: argparse.Namespace) -> None:
     """Check everything that can be checked here, then hand over to the driver."""
-    planned = pieces.prepare(load_as(Comparison, given.config, given.overrides))
+    comparison = shards.prepare(load_as(Comparison, given.config, given.overrides))
     if given.dry_run:
-        print(to_yaml(planned.settings), end="")
+        print(to_yaml(comparison), end="")
         return
     from slingstone.compare import schedule  # imports torch and ray, which take seconds
 
-    schedule.compare(planned, shell.say)
+    schedule.compare(comparison, shell.say)
 
 
 if __name__ == "__main__":

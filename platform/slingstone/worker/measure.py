@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reward_services.protocol import RewardClient
 from slingstone.config import Evaluation
-from slingstone.evaluation.grids import prompt_grid, sample_columns
+from slingstone.evaluation.grids import first_pictures, prompt_grid
 from slingstone.evaluation.protocol import Oracle, Scorer, evaluate, merge
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.sampling import Sampler, one_step_sampler, reference_sampler
@@ -93,7 +93,7 @@ class Measure:
 
     def _draw(self, sampler: Sampler) -> Tensor:
         prompts = self.prompts[: self.settings.grid_prompts]
-        return sample_columns({"": sampler}, prompts, self.settings.seed)[""].cpu()
+        return first_pictures(sampler, prompts, self.settings.seed).cpu()
 
     def _evaluate(self, sampler: Sampler, prompts: tuple[str, ...]) -> dict[str, Any]:
         settings = self.settings
