@@ -79,7 +79,7 @@ def _ask(ingress: HttpIngress, method: str, body: bytes = b"", peer: str = "10.1
 
 def _ingress(settings: HttpSpec, judge: Callable = _twice) -> tuple[HttpIngress, list[RewardError]]:
     failed: list[RewardError] = []
-    return HttpIngress("hps", settings, judge, lambda: {"rule": None}, failed.append), failed
+    return HttpIngress("hps", settings, judge, {"rule": None}, failed.append), failed
 
 
 BODY = wire.encode_request(wire.Request(np.full((2, 3, 2, 2), 0.5, np.float32), ["red", "green"]))

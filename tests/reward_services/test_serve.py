@@ -21,14 +21,14 @@ from torch import Tensor
 from reward_services.client import (
     ImageStore,
     InProcessClient,
-    InvalidRequestError,
-    RewardUnavailableError,
     ServeClient,
     differentiable,
 )
 from reward_services.deployment import RewardService, build
 from reward_services.models import load
+from reward_services.protocol import InvalidRequestError, RewardUnavailableError
 from reward_services.spec import RewardSpec
+from workbench.late_reward import late
 
 Spec = Callable[..., RewardSpec]
 KINDS = ("pickscore", "hps", "imagereward")
@@ -58,7 +58,7 @@ def frail(
 ) -> Iterator[tuple[RewardSpec, Path]]:
     """A slow reward with a checkpoint of its own, to be broken; the last test that uses it leaves it broken."""
     checkpoint = Path(shutil.copytree(rewards_root / "hps", tmp_path_factory.mktemp("frail") / "hps"))
-    service = spec("hps", name="frail", checkpoint=str(checkpoint), simulated_latency_s=LATENCY_S, num_cpus=0.0)
+    service = late(spec("hps", name="frail", checkpoint=str(checkpoint), num_cpus=0.0), LATENCY_S)
     serve.run(build(service), name=service.app_name, route_prefix=None)
     yield service, checkpoint
     serve.delete(service.app_name)

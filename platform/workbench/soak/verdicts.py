@@ -1,8 +1,10 @@
 """Whether a run under faults ended as the undisturbed one did, and left nothing behind."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
@@ -13,19 +15,26 @@ from slingstone.checkpoints.manifest import FILE
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.config import Experiment
 from slingstone.engines.shards import read
-from workbench.soak.meter import Level, Who
-from workbench.soak.processes import DAEMONS
+from workbench.soak.processes import DAEMONS, Level, Process
 
 TIMES = ("seconds/", "seconds_per_image")
 """Parts of the names of metrics that differ from run to run."""
+ENDING_S = 10.0
 
 
-class Verdict(NamedTuple):
+@dataclass(frozen=True)
+class Verdict:
     """One claim about a soak."""
 
     claim: str
     holds: bool
     found: str
+
+
+def same_end(first: Experiment, second: Experiment, uri: str) -> list[Verdict]:
+    """Compare the ends of two variants of a run: weights, the last checkpoint, and what MLflow was told."""
+    one, other = (Path(run.storage) / "align" / run.name for run in (first, second))
+    return [same_pipeline(one, other), same_checkpoint(first, second), *same_metrics(uri, (first.name, second.name))]
 
 
 def same_pipeline(first: Path, second: Path) -> Verdict:
@@ -68,29 +77,28 @@ def same_metrics(uri: str, names: tuple[str, str]) -> list[Verdict]:
 
     client = MlflowClient(tracking_uri=uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = {name: [run for run in client.search_runs(experiments) if run.info.run_name == name] for name in names}
-    single = all(len(found) == 1 and found[0].info.status == "FINISHED" for found in runs.values())
-    status = "; ".join(f"{name}: {', '.join(run.info.status for run in found)}" for name, found in runs.items())
-    verdicts = [Verdict("each is one MLflow run, and finished", single, status)]
+    runs = [client.search_runs(experiments, f"attributes.run_name = '{name}'") for name in names]
+    single = all(len(found) == 1 and found[0].info.status == "FINISHED" for found in runs)
+    status = "; ".join(", ".join(f"{run.info.run_name}: {run.info.status}" for run in found) for found in runs)
+    one_each = Verdict("each is one MLflow run, and finished", single, status)
     if not single:
-        return verdicts
-    points: list[dict[str, list[tuple[int, float]]]] = []
-    for name in names:
-        (run,) = runs[name]
-        kept = [key for key in run.data.metrics if not any(part in key for part in TIMES)]
-        histories = {key: client.get_metric_history(run.info.run_id, key) for key in kept}
-        points.append({key: [(point.step, point.value) for point in found] for key, found in histories.items()})
-    undisturbed, disturbed = points
+        return [one_each]
+    undisturbed, disturbed = (_histories(client, run) for (run,) in runs)
     twice = [key for key, found in disturbed.items() if len({step for step, _ in found}) != len(found)]
     differing = [key for key in undisturbed if undisturbed[key] != disturbed.get(key)]
-    count = sum(len(found) for found in disturbed.values())
+    count = f"{sum(map(len, disturbed.values()))} numbers of {len(disturbed)} metrics"
     return [
-        *verdicts,
-        Verdict(
-            "no number is counted twice", not twice, f"{count} numbers of {len(disturbed)} metrics; twice: {twice}"
-        ),
+        one_each,
+        Verdict("no number is counted twice", not twice, f"{count}; twice: {twice}"),
         Verdict("every number is there, and the same", not differing, f"{len(differing)} metrics differ {differing}"),
     ]
+
+
+def _histories(client: Any, run: Any) -> dict[str, list[tuple[int, float]]]:
+    """Return the points of all metrics of a run but times."""
+    names = [name for name in run.data.metrics if not any(part in name for part in TIMES)]
+    points = {name: client.get_metric_history(run.info.run_id, name) for name in names}
+    return {name: [(point.step, point.value) for point in found] for name, found in points.items()}
 
 
 def nothing_left(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Verdict]:
@@ -116,40 +124,35 @@ def no_files_left(experiment: Experiment) -> Verdict:
     return Verdict("nothing but the last checkpoints, and those set aside, lies there", holds, ", ".join(names))
 
 
-def no_process_left(seen: Iterable[Who]) -> Verdict:
-    """Look for processes of a cluster that is down."""
-    left = [who for who in seen if _lives(who)]
-    return Verdict("no process outlives the cluster", not left, str([(who.role, who.pid) for who in left]))
+def no_process_left(processes: Iterable[Process]) -> Verdict:
+    """Look for processes of a cluster that is down, after a moment in which they may end."""
+    roles = {process: role for role, process in processes if process.is_running()}
+    _, alive = psutil.wait_procs([*roles], timeout=ENDING_S)
+    left = []
+    for process in alive:
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                left.append((roles[process], process.pid))
+    return Verdict("no process outlives the cluster", not left, str(left))
 
 
 def shared_memory() -> set[str]:
     """Return the files in shared memory that no process has mapped: whoever made them is gone."""
     names = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error):
             names -= {mapped.path for mapped in process.memory_maps()}
-        except psutil.Error:
-            continue
     return names
 
 
 def flat(levels: Iterable[Level]) -> Verdict:
     """Say whether the memory of the run's long-lived processes stayed level; Ray's daemons are told apart."""
     found = list(levels)
-    grown = [one for one in found if not one.flat]
-    own = [one for one in found if one.who.role not in DAEMONS]
+    own = [one for one in found if one.role not in DAEMONS]
     worst = max((one.growth for one in own), default=0.0)
     ours, rays = (
-        ", ".join(f"{one.who.role} {one.growth:+.1%}" for one in grown if (one.who.role in DAEMONS) is daemon)
+        ", ".join(f"{one.role} {one.growth:+.1%}" for one in found if not one.flat and (one.role in DAEMONS) is daemon)
         for daemon in (False, True)
     )
     detail = f"{len(own)} processes, at most {worst:+.1%}; grown: {ours or 'none'}; of Ray's daemons: {rays or 'none'}"
     return Verdict("memory and open files of the run's processes stay level, within 5 %", not ours, detail)
-
-
-def _lives(who: Who) -> bool:
-    try:
-        process = psutil.Process(who.pid)
-        return process.create_time() == who.started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

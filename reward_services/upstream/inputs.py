@@ -1,4 +1,4 @@
-"""OpenAI's byte-pair tokenizer, as clip and open_clip contain it, with a checkpoint's own vocabulary."""
+"""Pictures and vocabularies as the upstream packages take them."""
 
 import gzip
 import json
@@ -6,14 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+
+def to_pil(image: Float[Tensor, "1 3 height width"]) -> Image.Image:
+    """Return what a saved PNG of an RGB picture in [0, 1] holds."""
+    levels = (image[0].detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(levels.cpu().numpy()))
+
 
 def own_vocabulary(simple_tokenizer: Any, directory: Path) -> Any:
-    """Return upstream's `SimpleTokenizer` with the vocabulary that lies beside a checkpoint.
-
-    Args:
-        simple_tokenizer: the class of the upstream package.
-        directory: with `tokenizer.json`, as transformers writes it.
-    """
+    """Return OpenAI's byte-pair tokenizer, of which each package has a copy, with a `tokenizer.json`'s vocabulary."""
     described = json.loads((directory / "tokenizer.json").read_text())["model"]
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in described["merges"]]
     with TemporaryDirectory() as scratch:

@@ -9,25 +9,37 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
 from slingstone.config.paths import ROOT
 from slingstone.driver.head import Head
 
 SETTINGS = {
-    "RAY_JOB_STOP_WAIT_TIME_S": "300",  # a pre-empted run has the time to save
+    "RAY_JOB_STOP_WAIT_TIME_S": "300",  # a preempted run has the time to save
     "RAY_task_events_max_num_task_in_gcs": "500",  # Ray's list of past tasks is full before the warm-up ends
 }
-START_S = 180.0
-POLL_S = 0.3
 
 
-class Tracking:
+def wait(true: Callable[[], bool], what: str, timeout_s: float = 300.0, poll_s: float = 0.1) -> None:
+    """Return as soon as something is true.
+
+    Raises:
+        TimeoutError: it took too long; names it.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(poll_s)
+
+
+class MlflowServer:
     """An MLflow server over a file, at an address that stays when it is started again."""
 
     def __init__(self, directory: Path) -> None:
@@ -36,12 +48,8 @@ class Tracking:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        """Its address."""
-        return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
@@ -58,11 +66,7 @@ class Tracking:
                 # For jobs it would keep a directory in /dev/shm, which a killed server leaves there.
                 env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
-        deadline = time.monotonic() + START_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no MLflow server came up; see {self._directory / 'server.log'}")
-            time.sleep(POLL_S)
+        wait(self._answers, f"an MLflow server; see {self._directory / 'server.log'}")
 
     def kill(self) -> None:
         """Kill the server and its workers."""
@@ -72,6 +76,8 @@ class Tracking:
             self._process = None
 
     def _answers(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"no MLflow server came up; see {self._directory / 'server.log'}")
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
                 return answer.status == 200
@@ -79,13 +85,15 @@ class Tracking:
             return False
 
 
-class Ground:
+class Cluster:
     """A head that takes jobs, and the MLflow server that they report to."""
+
+    jobs: JobSubmissionClient
+    """What the head has of jobs; `start_head` comes first."""
 
     def __init__(self, directory: Path) -> None:
         self._head = Head(directory)
-        self.tracking = Tracking(directory / "mlflow")
-        self._client: JobSubmissionClient | None = None
+        self.mlflow = MlflowServer(directory / "mlflow")
 
     @property
     def pid(self) -> int | None:
@@ -94,75 +102,37 @@ class Ground:
 
     def start_head(self) -> None:
         """Start the head and wait until it takes jobs."""
-        with _environment(SETTINGS):
+        with patch.dict(os.environ, SETTINGS):
             reached = self._head.start()
         token = Path(reached["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
-        self._client = JobSubmissionClient(reached["RAY_API_SERVER_ADDRESS"], headers=headers)
+        self.jobs = JobSubmissionClient(reached["RAY_API_SERVER_ADDRESS"], headers=headers)
 
     def kill_head(self) -> list[psutil.Process]:
         """Kill the head's processes at once; return those that descend from it, which have to notice by themselves."""
         assert self.pid is not None
-        left = psutil.Process(self.pid).children(recursive=True)
+        descendants = psutil.Process(self.pid).children(recursive=True)
         os.killpg(self.pid, signal.SIGKILL)
-        return left
+        return descendants
 
     def stop(self) -> None:
         """End both."""
         self._head.stop()
-        self.tracking.kill()
+        self.mlflow.kill()
 
     def submit(self, *command: str) -> str:
         """Have the cluster run a Python program of these sources; return the job's id."""
         source = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
-        return self._reached.submit_job(
-            entrypoint=shlex.join(["env", f"PYTHONPATH={source}", sys.executable, *command])
-        )
-
-    def ended(self, job: str) -> bool:
-        """Return whether a job came to an end."""
-        return self._reached.get_job_status(job).is_terminal()
-
-    def succeeded(self, job: str) -> bool:
-        """Return whether a job came to a good end."""
-        return self._reached.get_job_status(job) == JobStatus.SUCCEEDED
-
-    def said(self, job: str) -> str:
-        """Return what a job printed so far."""
-        return self._reached.get_job_logs(job)
-
-    def stop_job(self, job: str) -> None:
-        """Send a job's driver SIGTERM, as `ray job stop` does."""
-        self._reached.stop_job(job)
-
-    @property
-    def _reached(self) -> JobSubmissionClient:
-        assert self._client is not None, "start_head comes first"
-        return self._client
+        return self.jobs.submit_job(entrypoint=shlex.join(["env", f"PYTHONPATH={source}", sys.executable, *command]))
 
 
 @contextmanager
-def ground(directory: Path) -> Iterator[Ground]:
-    """Yield a head and a server that run, below a directory; nothing of them is left afterwards."""
-    made = Ground(directory)
+def running(directory: Path) -> Iterator[Cluster]:
+    """Yield a running head and server below a directory; nothing of them is left afterwards."""
+    cluster = Cluster(directory)
     try:
-        made.tracking.start()
-        made.start_head()
-        yield made
+        cluster.mlflow.start()
+        cluster.start_head()
+        yield cluster
     finally:
-        made.stop()
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables for what is started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        cluster.stop()

@@ -1,13 +1,20 @@
-"""A set of studies: runs that differ in one thing, repeated over seeds, and what is to be learned from them."""
+"""Studies of claims: their settings, and the runs that they need, each once. Imports neither torch nor ray."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from slingstone.config.experiment import Contradiction
-from slingstone.config.tree import Name, PathText, Section
+from slingstone.config import Experiment, Section, flatten, load, paths
+from slingstone.config.experiment import ALWAYS_MEASURED, Contradiction, measured
+from slingstone.config.tree import Name, PathText
+from slingstone.driver import preflight
 
 
 class Arm(Section):
@@ -79,3 +86,71 @@ def _contradictions(claims: Claims) -> Iterator[Contradiction]:
             if study.matched and not any(len(values) > 1 for values in arm.vary.values()):
                 remedy = "give it two values or more of objective.reward_weight"
                 yield Contradiction(f"studies.{study.name}.arms.{arm.name}.vary", None, f"cannot be matched; {remedy}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The place of a run in a study: what it has of the arm's `vary`, as text, and which repetition it is."""
+
+    study: str
+    arm: str
+    values: tuple[tuple[str, str], ...]
+    seed: int
+    run: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The studies, their storage absolute, with all cells in their order, and the distinct runs by name."""
+
+    claims: Claims
+    cells: tuple[Cell, ...]
+    runs: Mapping[str, Experiment]
+
+    @property
+    def directory(self) -> Path:
+        """Where the results lie."""
+        return Path(self.claims.storage) / "claims" / self.claims.name
+
+    def run_directory(self, name: str) -> Path:
+        """Return where a run writes."""
+        return Path(self.claims.storage) / "align" / name
+
+
+def prepare(claims: Claims) -> Plan:
+    """Resolve and check every run.
+
+    Raises:
+        ValueError: naming what is wrong with one.
+    """
+    source, storage = paths.located(claims.run), str(Path(claims.storage).resolve())
+    claims = claims.model_copy(update={"storage": storage})
+    cells: list[Cell] = []
+    runs: dict[str, Experiment] = {}
+    for study in claims.studies:
+        for arm in study.arms:
+            for values, seed in product(product(*arm.vary.values()), claims.seeds):
+                # As JSON, which YAML reads back.
+                varied = tuple(zip(arm.vary, map(json.dumps, values), strict=True))
+                own = [f"seed={seed}", f"evaluation.seed={seed}", f"storage={storage}"]
+                overrides = [*claims.overrides, *arm.overrides, *(f"{path}={text}" for path, text in varied), *own]
+                experiment = load(source, overrides)
+                name = f"{claims.name}-{_digest(experiment)}"
+                if name not in runs:
+                    runs[name] = preflight.prepare(experiment.model_copy(update={"name": name}))
+                    _check_metrics(claims, runs[name])
+                cells.append(Cell(study.name, arm.name, varied, seed, name))
+    return Plan(claims, tuple(cells), runs)
+
+
+def _digest(experiment: Experiment) -> str:
+    """Return what is the same for runs that compute the same; names and places do not count."""
+    told = {key: value for key, value in flatten(experiment).items() if key not in ("name", "storage")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _check_metrics(claims: Claims, experiment: Experiment) -> None:
+    for place, metric in enumerate(claims.metrics):
+        if not measured(experiment, metric):
+            known = ", ".join([*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED])
+            raise ValueError(f"metrics.{place} = {metric!r}: is in no evaluation; they have {known}")
