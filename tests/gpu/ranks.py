@@ -186,7 +186,7 @@ class TinyRun:
     def __init__(self, work: Work, label: str, options: Mapping[str, Any], device: torch.device) -> None:
         from slingstone.checkpoints.saving import Checkpoints
         from slingstone.checkpoints.store import open_store
-        from slingstone.config import load
+        from slingstone.config import flatten, load
         from slingstone.worker.assembly import assemble
         from slingstone.worker.assignment import Assignment
 
@@ -196,7 +196,14 @@ class TinyRun:
         directory = Path(work.directory) / label
         assignment = Assignment(self.experiment, str(directory), "", "", None)
         self.parts = assemble(assignment, dist.get_rank(), dist.get_world_size(), device)
-        self.saved = Checkpoints(self.parts.state, open_store(str(directory)), self.experiment, lambda line: None)
+        self.saved = Checkpoints(
+            state=self.parts.state,
+            store=open_store(str(directory)),
+            recovery=self.experiment.recovery,
+            config=flatten(self.experiment),
+            keep=1,
+            say=lambda line: None,
+        )
 
     def steps(self, count: int) -> list[dict[str, float]]:
         """Take steps; return their metrics without the times."""
@@ -209,7 +216,7 @@ class TinyRun:
 
     def save(self) -> None:
         """Save, and wait until it is published."""
-        from slingstone.checkpoints.state import Facts
+        from slingstone.checkpoints.manifest import Facts
         from slingstone.config import flatten
 
         world = dist.get_world_size()
