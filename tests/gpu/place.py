@@ -38,6 +38,7 @@ class Place:
         """Say what the block took; the list receives its seconds and peak GiB, 0 in a rehearsal."""
         found: list[float] = []
         if self.real:
+            torch.cuda.init()  # without a context there are no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
         start = time.perf_counter()
         yield found

@@ -25,8 +25,9 @@ SAME = {"rtol": 1e-4, "atol": 1e-5}
 ROUNDED = {"rtol": 3e-2, "atol": 3e-2}
 # The same of a whole run on a tiny UNet, each number beside its largest of the run. Adam, whose first beta is 0 there,
 # makes a step of any gradient near zero, whatever its sign: up to 3e-3, in bf16 1e-1 after six steps on a CPU
-# (measured); the margin is threefold. The first step has had no time to grow.
-FIRST_STEP, SAME_RUN, ROUNDED_RUN = 1e-4, 1e-2, 3e-1
+# (measured; 1.3e-3 and 6e-2 on an H200); the margin is threefold. The first step has had no time to grow: on an H200
+# ZeRO-1 and 2 stay within 1e-4 in it, ZeRO-3, whose gathered weights lie elsewhere, within 1.3e-3.
+FIRST_STEP, SAME_RUN, ROUNDED_RUN = {"zero1": 1e-4, "zero2": 1e-4, "zero3": 3e-3}, 1e-2, 3e-1
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,9 @@ def test_whole_runs_agree_across_engines(runs, label: str) -> None:
     say(f"{label}: losses, rewards and norms of {STEPS} steps within {worst(*tables):.1e} of plain torch")
     assert worst(*tables) < tolerance
     if label in FP32:
-        assert worst(tables[0][:1], tables[1][:1]) < FIRST_STEP
+        first = worst(tables[0][:1], tables[1][:1])
+        say(f"{label}: the first step within {first:.1e}")
+        assert first < FIRST_STEP[label]
 
 
 def test_without_deterministic_kernels_a_resumed_run_stays_as_close_as_a_repeated_one(spawned) -> None:

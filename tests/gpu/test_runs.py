@@ -118,7 +118,7 @@ def test_the_demo_with_three_rewards_on_fractions_of_the_gpu(place: Place, tmp_p
     say(f"the last step: {32 / whole:.0f} images/s, {waited / whole:.0%} of it waiting for rewards")
     assert checkpoints(directory)[-1] == f"{images:012}"
     assert (directory / "pipeline" / "model_index.json").is_file()
-    assert {name: found[name] for name in INITIAL} == pytest.approx(INITIAL, rel=THREE_DIGITS)
+    assert {name: found[name] for name in INITIAL} == pytest.approx(INITIAL, rel=THREE_DIGITS, abs=5e-4)
     assert found["caption_accuracy"] == pytest.approx(ACCURACY, abs=READ_OTHERWISE)
 
 
