@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slingstone.config import Comparison, load, paths
-from slingstone.config.comparison import AlignedRun, OneStep, PromptFile, Stock
+from slingstone.config.comparison import AlignedRun, OneStep, PromptFile
 from slingstone.driver import preflight
 from slingstone.prompts.files import PromptSet, read_prompt_set
 
@@ -92,26 +92,7 @@ def prepare(settings: Comparison) -> Plan:
     Raises:
         ValueError: naming every file that is missing or is not what it should be.
     """
-    services = tuple(
-        entry.model_copy(update={"checkpoint": paths.located(entry.checkpoint)}) for entry in settings.rewards.services
-    )
-    features = settings.features
-    if features is not None:
-        found = {"checkpoint": paths.located(features.checkpoint), "images": paths.located(features.images)}
-        features = features.model_copy(update=found)
-    plan = Plan(
-        settings.model_copy(
-            update={
-                "storage": str(Path(settings.storage).resolve()),
-                "models": tuple(_located(entry) for entry in settings.models),
-                "prompts": tuple(
-                    entry.model_copy(update={"path": paths.located(entry.path)}) for entry in settings.prompts
-                ),
-                "rewards": settings.rewards.model_copy(update={"services": services}),
-                "features": features,
-            }
-        )
-    )
+    plan = Plan(paths.resolved(settings))
     if mistakes := list(_mistakes(plan)):
         raise ValueError("\n".join(mistakes))
     return plan
@@ -119,17 +100,8 @@ def prepare(settings: Comparison) -> Plan:
 
 def aligned_models(directory: str) -> Any:
     """Return the models section of a run, its generator replaced by what the run exported."""
-    models = paths.located_models(load(Path(directory) / "config.yaml").models)
+    models = paths.resolved(load(Path(directory) / "config.yaml").models)
     return models.model_copy(update={"generator": str(Path(directory) / "pipeline"), "assistant": None})
-
-
-def _located(entry: Any) -> Any:
-    if isinstance(entry, AlignedRun):
-        return entry.model_copy(update={"run": paths.located(entry.run)})
-    if isinstance(entry, Stock):
-        weights = entry.weights and paths.located(entry.weights)
-        return entry.model_copy(update={"location": paths.located(entry.location), "weights": weights})
-    return entry.model_copy(update={"models": paths.located_models(entry.models)})
 
 
 def _files(entry: Any) -> Iterator[str]:
@@ -150,19 +122,16 @@ def _mistakes(plan: Plan) -> Iterator[str]:
         if isinstance(entry, AlignedRun) and not (Path(entry.run) / "pipeline" / "model_index.json").is_file():
             yield f"{field}.run = {entry.run!r}: holds no exported pipeline; finish the run, or give another directory"
             continue
-        yield from (mistake for path in _files(entry) if (mistake := preflight.there(field, path)))
+        for path in _files(entry):
+            yield from preflight.absent(field, path)
     for entry in settings.prompts:
         try:
             plan.prompt_set(entry)
         except ValueError as error:
             yield f"prompts.{entry.name}: {error}"
-    if settings.rewards.lifecycle == "managed" or settings.rewards.backend == "in_process":
-        for service in settings.rewards.services:
-            if mistake := preflight.there(f"rewards.services.{service.name}.checkpoint", service.checkpoint):
-                yield mistake
+    yield from preflight.absent_rewards(settings.rewards)
     if settings.features is not None:
-        if mistake := preflight.there("features.checkpoint", settings.features.checkpoint):
-            yield mistake
+        yield from preflight.absent("features.checkpoint", settings.features.checkpoint)
         if not Path(settings.features.images).is_dir():
             yield f"features.images = {settings.features.images!r}: is no folder; give one of .png or .jpg pictures"
 

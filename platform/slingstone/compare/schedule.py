@@ -39,7 +39,7 @@ def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     start = time.monotonic()
     real = plan.directory / "real_features" / f"{_features_key(plan)}.pt"
     if left:
-        with rewards.running(placement.placed(settings.rewards, settings.placement)):
+        with rewards.running(settings.rewards, settings.placement):
             _work(plan, left, len(pieces) - len(left), len(pieces), say)
     if settings.features is not None and not real.is_file():
         say("computing the features of the real pictures")
@@ -166,22 +166,11 @@ def _features_key(plan: Plan) -> str:
 
 def _fits(plan: Plan) -> None:
     """Refuse workers that the cluster can never hold."""
-    workers, services = plan.settings.workers, plan.settings.rewards.services
-    rewards = plan.settings.rewards
-    managed = services if (rewards.lifecycle, rewards.backend) == ("managed", "serve") else ()
-    needs = {
-        "CPU": workers.num_workers * workers.threads_per_worker
-        + sum(entry.num_replicas * entry.num_cpus for entry in managed),
-        "GPU": workers.num_workers * workers.use_gpu + sum(entry.num_replicas * entry.num_gpus for entry in managed),
-    }
-    placement.check_groups(plan.settings.placement, rewards, ray.nodes())
-    available = ray.cluster_resources()
-    for kind, needed in needs.items():
-        if needed > (has := available.get(kind, 0.0)) + 1e-9:
-            raise ValueError(
-                f"workers.num_workers = {workers.num_workers}: workers and managed rewards need {needed:g} {kind}s, the"
-                f" cluster has {has:g}; take fewer workers or threads_per_worker, or a larger cluster"
-            )
+    workers, nodes = plan.settings.workers, ray.nodes()
+    deployed = placement.managed(plan.settings.rewards, plan.settings.placement)
+    placement.check_labels(plan.settings.placement, deployed, nodes)
+    each = {"CPU": workers.threads_per_worker, "GPU": int(workers.use_gpu)}
+    placement.check_total("workers.num_workers", workers.num_workers, each, deployed, nodes)
 
 
 class _Bar:

@@ -18,7 +18,7 @@ from ray.util.placement_group import remove_placement_group
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import Experiment
-from slingstone.driver import placement, preflight, rewards
+from slingstone.driver import placement, rewards
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
 from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
@@ -62,10 +62,9 @@ def align(
         return done
     if not ray.is_initialized():
         connect(experiment.runtime.threads_per_worker)
-    preflight.fits(experiment, ray.cluster_resources())
     placement.check(experiment, ray.nodes())
     start = time.monotonic()
-    with rewards.running(placement.placed(experiment.rewards, experiment.placement), held_for_trainers(experiment)):
+    with rewards.running(experiment.rewards, experiment.placement, held_for_trainers(experiment)):
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.tune.search import BasicVariantGenerator
 from slingstone import tracking
 from slingstone.config import Sweep, flatten
 from slingstone.config.sweep import Uniform
-from slingstone.driver import cluster, placement, preflight, rewards
+from slingstone.driver import cluster, placement, rewards
 from slingstone.driver.board import open_board
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.sweep import results
@@ -47,11 +47,11 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         return json.loads(finished.read_text())
     if not ray.is_initialized():
         cluster.connect(plan.run.runtime.threads_per_worker, dashboard=True)
-    concurrent = concurrency(plan, ray.cluster_resources(), ray.nodes())
+    concurrent = concurrency(plan, ray.nodes())
     say(f"{plan.num_trials} trials, {concurrent} at a time")
     start = time.monotonic()
-    everywhere = placement.placed(plan.run.rewards, plan.run.placement)
-    with rewards.running(everywhere, held_for_trainers(plan.run, concurrent * plan.run.runtime.num_workers)):
+    held = held_for_trainers(plan.run, concurrent * plan.run.runtime.num_workers)
+    with rewards.running(plan.run.rewards, plan.run.placement, held):
         uri = tracking.tracking_uri(plan.run)
         parent = _parent(plan, uri)
         status = "FAILED"
@@ -72,29 +72,24 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     return summary
 
 
-def concurrency(plan: Plan, available: Mapping[str, float], nodes: placement.Nodes = ()) -> int:
+def concurrency(plan: Plan, nodes: placement.Nodes) -> int:
     """Return how many trials the cluster holds beside the rewards; no more ever start, so that none waits for another.
 
     Raises:
         ValueError: it holds none.
     """
     run = plan.run.model_copy(update={"runtime": plan.trial("any", {}).runtime})
-    preflight.fits(run, available)
-    if nodes:
-        placement.check(run, nodes)
-    runtime, services = run.runtime, run.rewards.services
-    managed = services if (run.rewards.lifecycle, run.rewards.backend) == ("managed", "serve") else ()
-    free = {
-        "CPU": available.get("CPU", 0.0) - sum(entry.num_replicas * entry.num_cpus for entry in managed),
-        "GPU": available.get("GPU", 0.0) - sum(entry.num_replicas * entry.num_gpus for entry in managed),
-    }
-    needs = {
-        "CPU": runtime.num_workers * runtime.threads_per_worker,
-        "GPU": runtime.num_workers * runtime.use_gpu * run.placement.trainer_gpu_share,
-    }
-    held = min(int((free[kind] + 1e-9) // needed) for kind, needed in needs.items() if needed)
+    placement.check(run, nodes)
+    workers, each = run.runtime.num_workers, placement.worker_resources(run)
+    rewards_need = placement.needs(0, each, placement.managed(run.rewards, run.placement))
+    has = placement.total(placement.carrying(None, nodes))
+    held = min(
+        int((has[kind] - rewards_need[kind] + 1e-9) // needed)
+        for kind, needed in placement.needs(workers, each, ()).items()
+        if needed
+    )
     if run.placement.trainer is not None:
-        held = min(held, placement.slots(run, nodes) // runtime.num_workers)
+        held = min(held, placement.slots(run, nodes) // workers)
     return max(1, min(held, plan.num_trials, plan.sweep.max_concurrent or held))
 
 

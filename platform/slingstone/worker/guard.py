@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from slingstone.checkpoints.state import Facts
-from slingstone.config.guard import Guard, Rule, Signal
+from slingstone.config.guard import Guard, Rule
+from slingstone.config.tree import Metric
 from slingstone.evaluation.table import numbers
 from slingstone.worker.measure import Measure
 
@@ -102,7 +103,7 @@ def decide(guard: Guard, history: Sequence[Finding], best: Finding | None = None
     return Decision(action, last.images, breaches, best.images if best else None, keep)
 
 
-def better(signal: Signal | None, one: Finding, other: Finding | None) -> bool:
+def better(signal: Metric | None, one: Finding, other: Finding | None) -> bool:
     """Tell whether one evaluation's signal is better than the other's; none is better than what has no signal."""
     if signal is None or signal.metric not in one.values:
         return False

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from slingstone.config.experiment import Contradiction
+from slingstone.config.contradictions import Contradiction
 from slingstone.config.tree import Name, PathText, Section
 
 

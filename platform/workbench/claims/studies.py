@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 
 from slingstone import tracking
 from slingstone.config import Experiment, flatten
-from slingstone.driver import cluster, launch, preflight, rewards
+from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.driver.board import open_board
 from slingstone.worker.progress import duration
 from workbench.claims import charts, document, results
@@ -39,7 +39,7 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
         parent = _parent(plan)
         status = "FAILED"
         try:
-            with rewards.running(plan.runs[left[0]].rewards), open_board(say) as board:
+            with rewards.running(plan.runs[left[0]].rewards, plan.runs[left[0]].placement), open_board(say) as board:
                 _work(plan, left, parent.run_id, board, command, failed, say)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -104,7 +104,7 @@ def _concurrency(plan: Plan, left: list[str]) -> int:
     """Return how many runs fit beside the rewards; no more start, so that none waits for another."""
     available = ray.cluster_resources()
     for name in left:
-        preflight.fits(plan.runs[name], available)
+        placement.check(plan.runs[name], ray.nodes())
     run = plan.runs[left[0]]
     services = run.rewards.services if run.rewards.backend == "serve" else ()
     free = available.get("CPU", 0.0) - sum(entry.num_replicas * entry.num_cpus for entry in services)
