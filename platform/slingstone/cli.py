@@ -1,0 +1,148 @@
+"""The console command `slingstone`, of which jobs/*.py are the parts. Each imports what it needs when it is called."""
+
+import argparse
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from slingstone.driver import shell
+
+
+def align(given: argparse.Namespace) -> None:
+    """Align a one-step generator with human preference."""
+    from slingstone.config import load, to_yaml
+    from slingstone.driver import preflight
+
+    experiment = preflight.prepare(load(given.config, given.overrides))
+    if given.dry_run:
+        from slingstone.plan import memory  # which may import torch, for unknown networks
+
+        print(to_yaml(experiment) + memory.describe(experiment), end="", flush=True)
+        return
+    from slingstone.driver import launch  # imports torch and ray, which take seconds
+
+    launch.align(experiment, shell.say)
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Score any number of models on any sets of prompts, side by side."""
+    from slingstone.compare import pieces
+    from slingstone.config import Comparison, load_as, to_yaml
+
+    planned = pieces.prepare(load_as(Comparison, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(planned.settings), end="")
+        return
+    from slingstone.compare import schedule  # imports torch and ray, which take seconds
+
+    schedule.compare(planned, shell.say)
+
+
+def sweep(given: argparse.Namespace) -> None:
+    """Vary a run's configuration and find what is best held out."""
+    from slingstone.config import Sweep, load_as, to_yaml
+    from slingstone.sweep import trials
+
+    planned = trials.prepare(load_as(Sweep, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(planned.sweep), end="")
+        return
+    from slingstone.sweep import search  # imports torch and ray, which take seconds
+
+    search.sweep(planned, shell.say)
+
+
+def export(given: argparse.Namespace) -> None:
+    """Export a run's generator as a diffusers pipeline."""
+    from slingstone.export import hub, request  # import torch, which takes seconds
+
+    asked = request.Request(given.run, given.target, given.checkpoint, given.weights, given.precision, given.onnx)
+    request.export(asked, say=shell.say)
+    if given.push:
+        shell.say(f"pushed    {hub.push(given.target, given.push, private=not given.public)}")
+
+
+def plan(given: argparse.Namespace) -> None:
+    """Model a run's step time and memory on 1 to 1,024 GPUs; nothing is loaded and nothing started."""
+    from dataclasses import replace
+
+    from slingstone.config import load
+    from slingstone.plan.cost import DEVICES, Assumptions
+    from slingstone.plan.report import describe
+
+    if given.device not in DEVICES:
+        raise ValueError(f"--device {given.device}: choose one of {', '.join(sorted(DEVICES))}")
+    if given.gpus < 1 or not 0 < given.utilisation <= 1:
+        raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
+    assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
+    print(describe(load(given.config, given.overrides), given.gpus, assumed))
+
+
+def head(given: argparse.Namespace) -> None:
+    """Start or stop the local Ray head of this installation; `start` prints how a shell reaches it."""
+    from slingstone.config.paths import ROOT
+    from slingstone.driver.head import Head
+
+    if given.action == "start":
+        environment = Head(ROOT).start()
+        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
+    else:
+        print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command with the shell's arguments, or with these; return its exit status."""
+    parser = _parser()
+    # argparse takes the overrides before an option, and leaves those behind it over.
+    given, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in given or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.overrides += rest
+    return shell.attempt(given.job, given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("slingstone", description="Align one-step text-to-image generators, on Ray.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(job: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        made = commands.add_parser(job.__name__, help=job.__doc__, description=job.__doc__)
+        made.set_defaults(job=job)
+        return made
+
+    dry_run = "check everything, print the {} and stop"
+    shell.add_config(
+        command(align),
+        "configs/align/scenes.yaml",
+        "training.num_images=6400",
+        "print the resolved run and its memory, and stop",
+    )
+    shell.add_config(
+        command(evaluate),
+        "configs/evaluate/scenes.yaml",
+        "prompts.parti.num_prompts=100",
+        dry_run.format("evaluation"),
+    )
+    shell.add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", dry_run.format("sweep"))
+    planning = command(plan)
+    shell.add_config(planning, "configs/align/sdxl.yaml", "runtime.zero_stage=3")
+    planning.add_argument("--gpus", type=int, default=8, help="GPUs that train")
+    planning.add_argument("--device", default="h100", help="kind of GPU, such as a100")
+    planning.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
+    _add_export(command(export))
+    command(head).add_argument("action", choices=("start", "stop"))
+    return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="directory of the run, such as outputs/align/scenes")
+    parser.add_argument("target", type=Path, help="directory to write")
+    parser.add_argument("--checkpoint", help="name of one of the run's checkpoints; default: the latest")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average, or the latest weights")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the files")
+    parser.add_argument(
+        "--onnx", action="store_true", help="generator and decoder as ONNX, too; needs the extra `onnx`"
+    )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the export to the Hugging Face hub")
+    parser.add_argument("--public", action="store_true", help="let everybody see what --push creates")
