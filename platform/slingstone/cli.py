@@ -2,10 +2,10 @@
 
 import argparse
 import shlex
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from slingstone.driver import shell
 
 
 def align(given: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def align(given: argparse.Namespace) -> None:
         return
     from slingstone.driver import launch  # imports torch and ray, which take seconds
 
-    launch.align(experiment, shell.say)
+    launch.align(experiment, say)
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -35,7 +35,7 @@ def evaluate(given: argparse.Namespace) -> None:
         return
     from slingstone.compare import schedule  # imports torch and ray, which take seconds
 
-    schedule.compare(planned, shell.say)
+    schedule.compare(planned, say)
 
 
 def sweep(given: argparse.Namespace) -> None:
@@ -49,7 +49,7 @@ def sweep(given: argparse.Namespace) -> None:
         return
     from slingstone.sweep import search  # imports torch and ray, which take seconds
 
-    search.sweep(planned, shell.say)
+    search.sweep(planned, say)
 
 
 def export(given: argparse.Namespace) -> None:
@@ -57,9 +57,9 @@ def export(given: argparse.Namespace) -> None:
     from slingstone.export import hub, request  # import torch, which takes seconds
 
     asked = request.Request(given.run, given.target, given.checkpoint, given.weights, given.precision, given.onnx)
-    request.export(asked, say=shell.say)
+    request.export(asked, say=say)
     if given.push:
-        shell.say(f"pushed    {hub.push(given.target, given.push, private=not given.public)}")
+        say(f"pushed    {hub.push(given.target, given.push, private=not given.public)}")
 
 
 def plan(given: argparse.Namespace) -> None:
@@ -99,7 +99,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         given.overrides += rest
-    return shell.attempt(given.job, given)
+    return run(given.job, given)
+
+
+def run(job: Callable[[argparse.Namespace], None], given: argparse.Namespace) -> int:
+    """Run a job; return its exit status.
+
+    What the user can mend is one line on stderr. SIGTERM ends the job as an exception with status 143, so that what
+    it started is taken down.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        job(given)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line at once, whatever stdout is."""
+    print(line, flush=True)
+
+
+def add_config(
+    parser: argparse.ArgumentParser, config: str, override: str, dry_run: str = ""
+) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that most jobs share: a configuration and overrides of it.
+
+    Args:
+        parser: of the job.
+        config: an example of a configuration file.
+        override: an example of an override.
+        dry_run: what `--dry-run` does; without it there is none.
+    """
+    parser.add_argument("config", help=f"YAML file, such as {config}")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help=f"such as {override}")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,25 +149,16 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(job=job)
         return made
 
-    dry_run = "check everything, print the {} and stop"
-    shell.add_config(
-        command(align),
-        "configs/align/scenes.yaml",
-        "training.num_images=6400",
-        "print the resolved run and its memory, and stop",
-    )
-    shell.add_config(
-        command(evaluate),
-        "configs/evaluate/scenes.yaml",
-        "prompts.parti.num_prompts=100",
-        dry_run.format("evaluation"),
-    )
-    shell.add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", dry_run.format("sweep"))
-    planning = command(plan)
-    shell.add_config(planning, "configs/align/sdxl.yaml", "runtime.zero_stage=3")
-    planning.add_argument("--gpus", type=int, default=8, help="GPUs that train")
-    planning.add_argument("--device", default="h100", help="kind of GPU, such as a100")
-    planning.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
+    check, stop = "check everything, print the", "and stop"
+    shown = "print the resolved run and its memory, and stop"
+    add_config(command(align), "configs/align/scenes.yaml", "training.num_images=6400", shown)
+    example = "prompts.parti.num_prompts=100"
+    add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {stop}")
+    add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {stop}")
+    planned = add_config(command(plan), "configs/align/sdxl.yaml", "runtime.zero_stage=3")
+    planned.add_argument("--gpus", type=int, default=8, help="GPUs that train")
+    planned.add_argument("--device", default="h100", help="kind of GPU, such as a100")
+    planned.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
     _add_export(command(export))
     command(head).add_argument("action", choices=("start", "stop"))
     return parser

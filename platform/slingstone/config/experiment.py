@@ -80,10 +80,15 @@ ALWAYS_MEASURED = (
 """Numbers that every evaluation has, beside its rewards and what the oracle names."""
 
 
+def metrics(experiment: Experiment) -> list[str]:
+    """Return the names of the numbers that the run's evaluations have, an oracle's aside."""
+    return [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED]
+
+
 def measured(experiment: Experiment, metric: str) -> bool:
     """Tell whether the run's evaluations have a number of this name; an oracle may have any beside the rewards."""
-    known = [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED]
-    return metric in known or (experiment.evaluation.oracle is not None and not metric.startswith("rewards/"))
+    by_oracle = experiment.evaluation.oracle is not None and not metric.startswith("rewards/")
+    return by_oracle or metric in metrics(experiment)
 
 
 def trained_on(experiment: Experiment, metric: str) -> bool:
@@ -145,11 +150,12 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
 def _guard_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
     """Yield the numbers that guard and registry want and no evaluation has, and a signal that would reward hacking."""
     guard, registry = experiment.guard, experiment.tracking.registry
-    registered = () if registry is None else (("tracking.registry.metric", registry.metric),)
-    for path, metric in (*guard.metrics, *registered):
-        if not measured(experiment, metric):
-            names = ", ".join([*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED])
-            yield Contradiction(path, metric, f"is in no evaluation of this run; it has {names}")
+    named = {f"guard.rules.{place}": rule for place, rule in enumerate(guard.rules)}
+    named |= {"guard.best": guard.best, "tracking.registry": registry}
+    for path, entry in named.items():
+        if entry is not None and not measured(experiment, entry.metric):
+            names = ", ".join(metrics(experiment))
+            yield Contradiction(f"{path}.metric", entry.metric, f"is in no evaluation of this run; it has {names}")
     if guard.best is not None and trained_on(experiment, guard.best.metric):
         remedy = "hold it out with weight 0, or name another number"
         yield Contradiction("guard.best.metric", guard.best.metric, f"is trained on; {remedy}")

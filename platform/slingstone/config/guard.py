@@ -1,6 +1,5 @@
 """When a run is called off: rules on what its evaluations find, against the initial generator."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import PositiveInt, model_validator
@@ -41,13 +40,6 @@ class Guard(Section):
     best: Metric | None = None
     """Picks the evaluation that `roll_back` returns to, among those that break no rule, by a held-out number: none that
     is trained on. The training state of the best so far is kept beside the checkpoints, as large as one of them."""
-
-    @property
-    def metrics(self) -> Iterator[tuple[str, str]]:
-        """The path of every key that names a number of the evaluations, and the number's name."""
-        yield from ((f"guard.rules.{place}.metric", rule.metric) for place, rule in enumerate(self.rules))
-        if self.best is not None:
-            yield "guard.best.metric", self.best.metric
 
     @property
     def rolls_back(self) -> bool:

@@ -5,8 +5,6 @@ import os
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
 
 from slingstone.config import paths
 

@@ -85,17 +85,10 @@ def check(experiment: Experiment, nodes: Nodes) -> None:
 
 
 def check_total(field: str, workers: int, each: Amounts, deployed: Sequence[RewardEntry], nodes: Nodes) -> None:
-    """Refuse what all nodes together are too small for.
-
-    Args:
-        field: the key that says how many workers there are.
-        workers: how many.
-        each: what each reserves.
-        deployed: the rewards beside them.
-        nodes: of the cluster.
+    """Refuse workers and rewards for which all nodes together are too small.
 
     Raises:
-        ValueError: naming what is needed and what there is.
+        ValueError: naming `field`, the key that says how many workers there are.
     """
     for kind, needed, has in _shortages(needs(workers, each, deployed), carrying(None, nodes)):
         beside = f" and {len(deployed)} managed rewards" if deployed else ""

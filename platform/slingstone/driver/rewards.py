@@ -1,4 +1,4 @@
-"""Who runs the rewards, and how a worker asks them."""
+"""Has the reward services run: deploys them, or checks those of others."""
 
 import logging
 from collections.abc import Iterator
@@ -57,29 +57,25 @@ def check(rewards: Rewards) -> None:
         ValueError: naming each.
     """
     if rewards.backend == "http":
-        _check_http(rewards)
+        if absent := list(_unreachable(rewards)):
+            raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
         return
-    applications = serve.status().applications
-    absent = []
+    applications, absent = serve.status().applications, []
     for entry in rewards.services:
-        status = applications[entry.app_name].status if entry.app_name in applications else None
-        if status != ApplicationStatus.RUNNING:
-            shown = "not deployed" if status is None else status.value
-            absent.append(f"{entry.name} (application {entry.app_name!r} is {shown})")
+        status = applications[entry.app_name].status.value if entry.app_name in applications else "not deployed"
+        if status != ApplicationStatus.RUNNING.value:
+            absent.append(f"{entry.name} (application {entry.app_name!r} is {status})")
     if absent:
         remedy = "deploy them, or set rewards.lifecycle: managed"
         raise ValueError(f"rewards.services: external rewards do not run: {', '.join(absent)}; {remedy}")
 
 
-def _check_http(rewards: Rewards) -> None:
-    absent = []
+def _unreachable(rewards: Rewards) -> Iterator[str]:
     for entry in rewards.services:
         try:
             _remote(rewards, entry, ImageStore()).describe()
         except RewardError as error:
-            absent.append(str(error))
-    if absent:
-        raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
+            yield str(error)
 
 
 def _reason(rewards: Rewards) -> str:
@@ -87,9 +83,8 @@ def _reason(rewards: Rewards) -> str:
     applications = serve.status().applications
     said = []
     for entry in rewards.services:
-        if entry.app_name in applications:
-            for deployment in applications[entry.app_name].deployments.values():
-                lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-                if deployment.status != "HEALTHY" and lines:
-                    said.append(f"{entry.name} did not start: {lines[-1]}")
+        deployments = applications[entry.app_name].deployments if entry.app_name in applications else {}
+        for deployment in deployments.values():
+            if deployment.status != "HEALTHY" and (message := deployment.message.strip()):
+                said.append(f"{entry.name} did not start: {message.splitlines()[-1].strip()}")
     return "; ".join(said)
