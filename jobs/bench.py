@@ -7,11 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
+from slingstone import cli  # noqa: E402
 from slingstone.config import load  # noqa: E402
-from slingstone.driver import preflight, shell  # noqa: E402
+from slingstone.driver import preflight  # noqa: E402
 
-ARGUMENTS = shell.parser(
-    "Measure a run's platform tax and the reward latency that it hides.",
+ARGUMENTS = cli.add_config(
+    argparse.ArgumentParser(description="Measure a run's platform tax and the reward latency that it hides."),
     config="configs/align/scenes.yaml",
     override="training.batch_size=128",
 )
@@ -24,8 +25,8 @@ def bench(given: argparse.Namespace) -> None:
     experiment = preflight.prepare(load(given.config, given.overrides))
     from workbench.benchmark import platform_cost  # imports torch and ray, which take seconds
 
-    platform_cost.bench(experiment, given.rounds, given.steps, shell.say)
+    platform_cost.bench(experiment, given.rounds, given.steps, cli.say)
 
 
 if __name__ == "__main__":
-    sys.exit(shell.run(bench, ARGUMENTS))
+    sys.exit(cli.run(bench, ARGUMENTS.parse_intermixed_args()))

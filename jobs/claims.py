@@ -7,12 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
+from slingstone import cli  # noqa: E402
 from slingstone.config import load_as, to_yaml  # noqa: E402
-from slingstone.driver import shell  # noqa: E402
 from workbench.claims import plan  # noqa: E402
 
-ARGUMENTS = shell.parser(
-    "Compare ways of training over seeds, and write down what comes out.",
+ARGUMENTS = cli.add_config(
+    argparse.ArgumentParser(description="Compare ways of training over seeds, and write down what comes out."),
     config="configs/claims/scenes.yaml",
     override="seeds=[0]",
     dry_run="check everything, print the studies and stop",
@@ -29,8 +29,8 @@ def study(given: argparse.Namespace) -> None:
 
     # Where results lie changes none of them.
     told = [override for override in given.overrides if not override.startswith("storage=")]
-    studies.study(planned, " ".join(["python jobs/claims.py", given.config, *told]), shell.say)
+    studies.study(planned, " ".join(["python jobs/claims.py", given.config, *told]), cli.say)
 
 
 if __name__ == "__main__":
-    sys.exit(shell.run(study, ARGUMENTS))
+    sys.exit(cli.run(study, ARGUMENTS.parse_intermixed_args()))

@@ -10,11 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
+from slingstone import cli  # noqa: E402
 from slingstone.config import load  # noqa: E402
-from slingstone.driver import preflight, shell  # noqa: E402
+from slingstone.driver import preflight  # noqa: E402
 
-ARGUMENTS = shell.parser(
-    "Run twice, once under faults, and compare bit for bit.",
+ARGUMENTS = cli.add_config(
+    argparse.ArgumentParser(description="Run twice, once under faults, and compare bit for bit."),
     config="configs/soak/scenes.yaml",
     override="training.num_images=400",
 )
@@ -27,11 +28,11 @@ def soak(given: argparse.Namespace) -> None:
     from workbench.soak import faults, run  # import torch and ray, which take seconds
 
     planned = faults.plan(experiment.seed, experiment.training.num_images, given.faults)
-    outcome = run.soak(experiment, planned, shell.say)
-    shell.say(outcome.report(Path(experiment.storage)))
+    outcome = run.soak(experiment, planned, cli.say)
+    cli.say(outcome.report(Path(experiment.storage)))
     if broken := [verdict.claim for verdict in outcome.verdicts if not verdict.holds]:
         raise RuntimeError(f"it does not hold that {'; '.join(broken)}")
 
 
 if __name__ == "__main__":
-    sys.exit(shell.run(soak, ARGUMENTS))
+    sys.exit(cli.run(soak, ARGUMENTS.parse_intermixed_args()))

@@ -135,7 +135,7 @@ def test_mistakes_are_named_together_before_anything_starts(write_comparison, tm
     with pytest.raises(ConfigError, match=r"models.sdxl.steps = 0"):
         load_as(Comparison, write_comparison(models=twice))
     twice[0]["steps"] = 50
-    with pytest.raises(ConfigError, match=r"models = 'sdxl': is the name of two; rename one"):
+    with pytest.raises(ConfigError, match=r"models = 'sdxl': is the name of two models; rename one"):
         load_as(Comparison, write_comparison(models=twice))
     models = [
         {"kind": "run", "name": "no-run", "run": str(tmp_path)},

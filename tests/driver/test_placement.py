@@ -32,7 +32,21 @@ def test_a_run_that_says_nothing_runs_anywhere_as_before():
         "placement_strategy": "PACK",
     }
     placement.check(run, [node(None, CPU=8.0)])
-    assert all(entry.node_label is None for entry in placement.placed(run.rewards, run.placement).services)
+    assert all(entry.node_label is None for entry in placement.managed(run.rewards, run.placement))
+
+
+def test_a_run_fits_when_workers_and_managed_rewards_find_their_cpus():
+    run = scenes("rewards.services.hps.num_cpus=1", "rewards.services.hps.num_replicas=2")
+    placement.check(run, [node(None, CPU=4.0)])
+    with pytest.raises(ValueError, match=r"2 workers and 3 managed rewards need 4 CPUs, the cluster has 3"):
+        placement.check(run, [node(None, CPU=3.0)])
+    placement.check(scenes("rewards.lifecycle=external"), [node(None, CPU=2.0)])
+    placement.check(scenes("rewards.backend=in_process"), [node(None, CPU=2.0)])
+
+
+def test_a_gpu_run_needs_a_gpu_a_worker():
+    with pytest.raises(ValueError, match=r"need 2 GPUs, the cluster has 1"):
+        placement.check(scenes("runtime.use_gpu=true"), [node(None, CPU=8.0, GPU=1.0)])
 
 
 def test_ranks_and_replicas_are_told_the_label_of_their_group():
@@ -40,14 +54,14 @@ def test_ranks_and_replicas_are_told_the_label_of_their_group():
     said = placement.scaling(run)
     assert said["label_selector"] == {"slingstone/group": "trainer"}
     assert (said["resources_per_worker"]["GPU"], said["placement_strategy"]) == (0.75, "SPREAD")
-    for entry in placement.placed(run.rewards, run.placement).services:
+    for entry in placement.managed(run.rewards, run.placement):
         options = build(entry.spec)._bound_deployment.ray_actor_options
         assert options["label_selector"] == {"slingstone/group": "reward"}
 
 
 def test_a_reward_may_have_nodes_of_its_own():
     run = scenes(*APART, "rewards.services.hps.node_label=gpu=l4")
-    found = {entry.name: entry.node_label for entry in placement.placed(run.rewards, run.placement).services}
+    found = {entry.name: entry.node_label for entry in placement.managed(run.rewards, run.placement)}
     assert found["hps"] == "gpu=l4"
     assert set(found.values()) == {"gpu=l4", "slingstone/group=reward"}
 
@@ -90,7 +104,7 @@ def test_rewards_that_their_nodes_cannot_hold_are_named():
     same = scenes("placement.trainer=g=a", "placement.rewards=g=a", "rewards.services.hps.num_cpus=4")
     both = {"Alive": True, "Labels": {"g": "a"}, "Resources": {"CPU": 5.0}}
     with pytest.raises(ValueError, match=r"2 workers and the rewards .* need 6 CPUs"):
-        placement.check(same, [both])
+        placement.check(same, [both, node(None, CPU=8.0)])
 
 
 def test_two_workers_never_share_a_gpu_however_small_their_part():

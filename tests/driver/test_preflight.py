@@ -7,24 +7,10 @@ import pytest
 from slingstone.checkpoints.run_directory import RunDirectory
 from slingstone.config import load
 from slingstone.config.paths import located
-from slingstone.driver.preflight import fits, prepare
+from slingstone.driver.preflight import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = ROOT / "configs" / "align" / "scenes.yaml"
-
-
-def test_a_run_fits_when_workers_and_managed_rewards_find_their_cpus():
-    run = load(SCENES, ["rewards.services.hps.num_cpus=1", "rewards.services.hps.num_replicas=2"])
-    fits(run, {"CPU": 4.0})
-    with pytest.raises(ValueError, match=r"2 workers and 3 managed rewards need 4 CPUs, the cluster has 3"):
-        fits(run, {"CPU": 3.0})
-    fits(load(SCENES, ["rewards.lifecycle=external"]), {"CPU": 2.0})
-    fits(load(SCENES, ["rewards.backend=in_process"]), {"CPU": 2.0})
-
-
-def test_a_gpu_run_needs_a_gpu_a_worker():
-    with pytest.raises(ValueError, match=r"need 2 GPUs, the cluster has 1"):
-        fits(load(SCENES, ["runtime.use_gpu=true"]), {"CPU": 8.0, "GPU": 1.0})
 
 
 def test_paths_are_found_from_the_working_directory_then_from_the_root(tmp_path, monkeypatch):

@@ -24,10 +24,10 @@ ASKED = {name: Silent() for name in ("pickscore", "hps", "imagereward")}
 
 def test_rewards_that_are_not_reached_over_http_are_all_named_before_a_run_starts():
     over_http = ["rewards.backend=http", "rewards.lifecycle=external", "rewards.url=http://127.0.0.1:1"]
-    rewards = load(SCENES, over_http).rewards
+    run = load(SCENES, over_http)
     with (
         pytest.raises(ValueError, match=r"rewards.url = 'http://127.0.0.1:1': reward 'pickscore': .*'imagereward'"),
-        running(rewards),
+        running(run.rewards, run.placement),
     ):
         pass
 

@@ -5,7 +5,7 @@ import yaml
 
 from slingstone.checkpoints import run_directory
 from slingstone.config import Comparison, Sweep, load, load_as
-from slingstone.driver import placement, preflight
+from slingstone.driver import placement
 from slingstone.sweep import trials
 from slingstone.sweep.search import concurrency
 from tests.infra.facts import (
@@ -115,11 +115,12 @@ def test_the_job_runs_what_the_repository_holds_and_its_cluster_can_hold_it():
     assert (ROOT / script).is_file()
     run = load(ROOT / config, overrides)
     assert run.storage == STORAGE
-    available = at_start(ray_spec(items))
-    preflight.fits(run, available)
-    placement.check(run, nodes_at_start(ray_spec(items)))
+    nodes = nodes_at_start(ray_spec(items))
+    placement.check(run, nodes)
+    place, node = next((place, node) for place, node in enumerate(nodes) if node["Resources"].get("GPU"))
+    nodes[place] = node | {"Resources": node["Resources"] | {"GPU": node["Resources"]["GPU"] - 1}}
     with pytest.raises(ValueError, match="the cluster has"):
-        preflight.fits(run, available | {"GPU": available["GPU"] - 1})
+        placement.check(run, nodes)
 
 
 def test_the_job_with_a_bucket_is_the_same_but_for_its_checkpoints_which_every_pod_has_the_keys_of():
@@ -149,7 +150,7 @@ def test_the_sweeps_cluster_holds_its_trials(tmp_path):
         "slingstone/group=trainer",
     )
     spec = ray_spec(items)
-    assert concurrency(planned, at_start(spec), nodes_at_start(spec)) == 8, "one trial a GPU"
+    assert concurrency(planned, nodes_at_start(spec)) == 8, "one trial a GPU"
 
 
 def test_the_evaluations_cluster_holds_its_workers_and_judges_what_the_run_exports():
@@ -161,7 +162,8 @@ def test_the_evaluations_cluster_holds_its_workers_and_judges_what_the_run_expor
     assert asked.storage == STORAGE
     assert f"{STORAGE}/align/scenes" in {getattr(model, "run", None) for model in asked.models}
     spec = ray_spec(items)
-    placement.check_groups(asked.placement, asked.rewards, nodes_at_start(spec))
+    deployed = placement.managed(asked.rewards, asked.placement)
+    placement.check_labels(asked.placement, deployed, nodes_at_start(spec))
     assert asked.workers.num_workers <= at_start(spec)["GPU"]
 
 
@@ -188,7 +190,7 @@ def test_a_stopped_job_has_time_to_save_within_its_pods_own(name):
 
 
 def test_the_demo_fits_the_small_cluster():
-    preflight.fits(load(ROOT / "configs/align/scenes.yaml", []), at_start(ray_spec(overlay("interactive-small"))))
+    placement.check(load(ROOT / "configs/align/scenes.yaml"), nodes_at_start(ray_spec(overlay("interactive-small"))))
 
 
 def test_the_service_serves_what_configs_serve_says():

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -97,16 +98,20 @@ def test_a_trial_is_the_run_with_its_values_and_nothing_else_changed(write_sweep
     )
 
 
+def one_node(resources: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"Alive": True, "Labels": {}, "Resources": resources}]
+
+
 def test_no_more_trials_start_than_the_cluster_holds(write_sweep):
     few = planned(write_sweep(max_concurrent=None))
     few.begin()
-    assert search.concurrency(few, {"CPU": 2.0}) == 2
-    assert search.concurrency(few, {"CPU": 64.0}) == 3, "there are no more trials"
+    assert search.concurrency(few, one_node({"CPU": 2.0})) == 2
+    assert search.concurrency(few, one_node({"CPU": 64.0})) == 3, "there are no more trials"
     two = planned(write_sweep(name="two", max_concurrent=None, trial_overrides=["runtime.num_workers=2"]))
     two.begin()
-    assert search.concurrency(two, {"CPU": 5.0}) == 2
+    assert search.concurrency(two, one_node({"CPU": 5.0})) == 2
     with pytest.raises(ValueError, match="the cluster has 1"):
-        search.concurrency(two, {"CPU": 1.0})
+        search.concurrency(two, one_node({"CPU": 1.0}))
 
 
 def test_early_stopping_has_no_rung_where_trials_end_anyway(write_sweep):

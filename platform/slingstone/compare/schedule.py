@@ -36,7 +36,7 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     say(f"{len(comparison.models)} models, {len(shards)} shards, {len(shards) - len(left)} of them known")
     if left:
         known = sum(len(read_shard(shard).rows) for shard in shards if shard.done)
-        with rewards.running(placement.placed(comparison.rewards, comparison.placement)):
+        with rewards.running(comparison.rewards, comparison.placement):
             _evaluate(comparison, left, known, say)
     features = comparison.features and comparison.features.model_dump(mode="json")
     real = directory(comparison) / "real_features" / f"{digest(features)}.pt"
@@ -154,17 +154,8 @@ def _speeds(comparison: Comparison, say: Callable[[str], None]) -> dict[str, dic
 
 def _fits(comparison: Comparison) -> None:
     """Refuse workers that the cluster can never hold."""
-    workers, available = comparison.workers, ray.cluster_resources()
-    placement.check_groups(comparison.placement, comparison.rewards, ray.nodes())
-    managed = placement.managed(comparison.rewards, comparison.placement)
-    needs = {
-        "CPU": workers.num_workers * workers.threads_per_worker
-        + sum(entry.num_replicas * entry.num_cpus for entry in managed),
-        "GPU": workers.num_workers * workers.use_gpu + sum(entry.num_replicas * entry.num_gpus for entry in managed),
-    }
-    for kind, needed in needs.items():
-        if needed > (has := available.get(kind, 0.0)) + 1e-9:
-            raise ValueError(
-                f"workers.num_workers = {workers.num_workers}: workers and managed rewards need {needed:g} {kind}s, the"
-                f" cluster has {has:g}; take fewer workers or threads_per_worker, or a larger cluster"
-            )
+    workers, nodes = comparison.workers, ray.nodes()
+    deployed = placement.managed(comparison.rewards, comparison.placement)
+    placement.check_labels(comparison.placement, deployed, nodes)
+    each = {"CPU": workers.threads_per_worker, "GPU": int(workers.use_gpu)}
+    placement.check_total("workers.num_workers", workers.num_workers, each, deployed, nodes)

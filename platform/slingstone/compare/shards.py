@@ -89,22 +89,7 @@ def prepare(comparison: Comparison) -> Comparison:
     Raises:
         ValueError: naming every file that is missing or is not what it should be.
     """
-    located, features = paths.located, comparison.features
-    if features is not None:
-        found = {"checkpoint": located(features.checkpoint), "images": located(features.images)}
-        features = features.model_copy(update=found)
-    services = tuple(
-        entry.model_copy(update={"checkpoint": located(entry.checkpoint)}) for entry in comparison.rewards.services
-    )
-    resolved = comparison.model_copy(
-        update={
-            "storage": str(Path(comparison.storage).resolve()),
-            "models": tuple(_located(entry) for entry in comparison.models),
-            "prompts": tuple(entry.model_copy(update={"path": located(entry.path)}) for entry in comparison.prompts),
-            "rewards": comparison.rewards.model_copy(update={"services": services}),
-            "features": features,
-        }
-    )
+    resolved = paths.resolved(comparison)
     if mistakes := list(_mistakes(resolved)):
         raise ValueError("\n".join(mistakes))
     return resolved
@@ -114,17 +99,8 @@ def models_of(entry: AlignedRun | OneStep) -> Models:
     """Return the models section of a generator; of a run, with what it exported in the place of its generator."""
     if isinstance(entry, OneStep):
         return entry.models
-    models = paths.located_models(load(Path(entry.run) / "config.yaml").models)
+    models = paths.resolved(load(Path(entry.run) / "config.yaml").models)
     return models.model_copy(update={"generator": str(Path(entry.run) / "pipeline"), "assistant": None})
-
-
-def _located(entry: Model) -> Model:
-    if isinstance(entry, AlignedRun):
-        return entry.model_copy(update={"run": paths.located(entry.run)})
-    if isinstance(entry, OneStep):
-        return entry.model_copy(update={"models": paths.located_models(entry.models)})
-    weights = entry.weights and paths.located(entry.weights)
-    return entry.model_copy(update={"location": paths.located(entry.location), "weights": weights})
 
 
 def _files(entry: Model) -> list[str]:
@@ -146,14 +122,13 @@ def _mistakes(comparison: Comparison) -> Iterator[str]:
             grouped_prompts(entry)
         except ValueError as error:
             yield f"prompts.{entry.name}: {error}"
-    if comparison.rewards.lifecycle == "managed" or comparison.rewards.backend == "in_process":
-        services = comparison.rewards.services
-        named += [(f"rewards.services.{service.name}.checkpoint", service.checkpoint) for service in services]
+    yield from preflight.absent_rewards(comparison.rewards)
     if (features := comparison.features) is not None:
         named.append(("features.checkpoint", features.checkpoint))
         if not Path(features.images).is_dir():
             yield f"features.images = {features.images!r}: is no folder; give one of .png or .jpg pictures"
-    yield from (mistake for field, path in named if (mistake := preflight.there(field, path)))
+    for field, path in named:
+        yield from preflight.absent(field, path)
 
 
 def digest(facts: Any) -> str:

@@ -5,7 +5,7 @@ from slingstone.config.experiment import Experiment
 from slingstone.config.guard import Guard
 from slingstone.config.loading import ConfigError, flatten, load, load_as, to_yaml
 from slingstone.config.placement import Placement
-from slingstone.config.recovery import ExplodingLoss, Recovery
+from slingstone.config.recovery import Recovery
 from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningScale
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
@@ -13,53 +13,10 @@ from slingstone.config.tree import (
     KL,
     Data,
     Evaluation,
-    Guidance,
-    Lora,
     Models,
     Objective,
     Optimizer,
     PseudoHuber,
-    ReferenceSampling,
     Runtime,
-    Section,
-    SquaredL2,
-    TimestepRange,
     Tracking,
-    Training,
 )
-
-__all__ = [
-    "ATTENTION",
-    "KL",
-    "Comparison",
-    "ConfigError",
-    "Data",
-    "Evaluation",
-    "Experiment",
-    "ExplodingLoss",
-    "FixedScale",
-    "Guard",
-    "Guidance",
-    "Lora",
-    "Models",
-    "Objective",
-    "Optimizer",
-    "Placement",
-    "PseudoHuber",
-    "Recovery",
-    "ReferenceSampling",
-    "RewardEntry",
-    "Rewards",
-    "RunningScale",
-    "Runtime",
-    "Section",
-    "SquaredL2",
-    "Sweep",
-    "TimestepRange",
-    "Tracking",
-    "Training",
-    "flatten",
-    "load",
-    "load_as",
-    "to_yaml",
-]

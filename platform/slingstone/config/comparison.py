@@ -1,15 +1,14 @@
 """An evaluation of several models: which, on what prompts, judged by whom."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
 
-from slingstone.config.experiment import Contradiction
+from slingstone.config.contradictions import refuse, shared_names
+from slingstone.config.paths import PathText, Storage
 from slingstone.config.placement import Placement
 from slingstone.config.rewards import Rewards
-from slingstone.config.tree import Models, Name, PathText, Section, Tracking
+from slingstone.config.tree import Models, Name, Section, Tracking
 
 
 class AlignedRun(Section):
@@ -50,7 +49,7 @@ class Stock(Section):
     """`guidance_scale`, in the pipeline's own sense."""
     scheduler: str | None = None
     """Class of diffusers to take in the place of the pipeline's, such as LCMScheduler."""
-    weights: str | None = None
+    weights: PathText | None = None
     """File with a state dict for the pipeline's network, such as DMD2's UNet."""
     call: Annotated[dict[str, Any], Field(default_factory=dict)]
     """Further arguments of the pipeline's call, such as `timesteps: [399]` or `height: 1024`."""
@@ -118,7 +117,7 @@ class Comparison(Section):
 
     name: Name
     """Results lie under `<storage>/evaluate/<name>`; the same name goes on where an interrupted evaluation was."""
-    storage: PathText = "outputs"
+    storage: Storage = "outputs"
     """Directory under which everything is written; all nodes must see it."""
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     """Whose pictures are judged."""
@@ -152,14 +151,5 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> "Comparison":
-        found = list(_contradictions(self))
-        if found:
-            raise PydanticCustomError("contradictions", "sections contradict each other", {"found": found})
+        refuse([*shared_names("models", self.models), *shared_names("prompts", self.prompts)])
         return self
-
-
-def _contradictions(comparison: Comparison) -> Iterator[Contradiction]:
-    for section in ("models", "prompts"):
-        names = [entry.name for entry in getattr(comparison, section)]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield Contradiction(section, name, "is the name of two; rename one")

@@ -1,17 +1,16 @@
 """When a run is called off: rules on what its evaluations find, against the initial generator."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 
-from slingstone.config.tree import PathText, Section
+from slingstone.config.tree import Metric, MetricName, Section
 
 
 class Rule(Section):
     """One bound on one number of the evaluations during training."""
 
-    metric: PathText
+    metric: MetricName
     """Such as `rewards/imagereward` (held out), `utility`, `diversity`, `appearance/high_frequency`."""
     below: float | None = None
     """Broken by values below this bound."""
@@ -33,30 +32,14 @@ class Rule(Section):
         return self
 
 
-class Signal(Section):
-    """The held-out number by which one evaluation is better than another."""
-
-    metric: PathText
-    """Such as `rewards/imagereward` with weight 0, or `utility`: none that is trained on."""
-    mode: Literal["max", "min"] = "max"
-    """Which way is better."""
-
-
 class Guard(Section):
     """The watch over reward hacking; without rules it is off and costs nothing."""
 
     rules: tuple[Rule, ...] = ()
     """Checked at each evaluation during training, every `training.grid_every_images`."""
-    best: Signal | None = None
-    """Picks the evaluation that `roll_back` returns to, among those that break no rule; the training state of the best
-    so far is kept beside the checkpoints, as large as one of them."""
-
-    @property
-    def metrics(self) -> Iterator[tuple[str, str]]:
-        """The path of every key that names a number of the evaluations, and the number's name."""
-        yield from ((f"guard.rules.{place}.metric", rule.metric) for place, rule in enumerate(self.rules))
-        if self.best is not None:
-            yield "guard.best.metric", self.best.metric
+    best: Metric | None = None
+    """Picks the evaluation that `roll_back` returns to, among those that break no rule, by a held-out number: none that
+    is trained on. The training state of the best so far is kept beside the checkpoints, as large as one of them."""
 
     @property
     def rolls_back(self) -> bool:

@@ -36,15 +36,14 @@ def load_as(kind: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -
     """Return the tree of another kind that a YAML file describes, such as a sweep; see `load`."""
     tree = _read(Path(path))
     mistakes = [message for text in overrides if (message := _override(tree, text))]
-    loaded = None
     try:
         loaded = kind.model_validate(tree)
+        if not mistakes:
+            return loaded
     except ValidationError as error:
         mistakes += [line for detail in error.errors() for line in _describe(detail, tree, kind)]
-    if mistakes or loaded is None:
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise ConfigError("\n".join([f"{path}: {count}", *(f"  {line}" for line in mistakes)]))
-    return loaded
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    raise ConfigError("\n".join([f"{path}: {count}", *(f"  {line}" for line in mistakes)]))
 
 
 def flatten(experiment: Section) -> dict[str, str]:
@@ -76,17 +75,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; give the path of a run's YAML, such as configs/align/scenes.yaml"
-        ) from None
+        remedy = "give the path of a run's YAML, such as configs/align/scenes.yaml"
+        raise ConfigError(f"{path}: no such file; {remedy}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: holds {type(tree).__name__}, expected a mapping of sections such as models, training"
-        )
+        found = type(tree).__name__
+        raise ConfigError(f"{path}: holds {found}, expected a mapping of sections such as models, training")
     return tree
 
 
@@ -101,31 +98,27 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     except (yaml.YAMLError, TypeError, ValueError, RecursionError):
         return f"override {text!r}: the value is not valid YAML; quote it"
     node: Any = tree
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, list):
-            index = _index(node, key)
-            if index is None:
-                names = ", ".join(str(item.get("name")) for item in node if isinstance(item, dict)) or "it is empty"
-                return f"override {text!r}: {'.'.join(keys[:depth])} has no element {key!r}; it has: {names}"
-            place: Any = index
-        elif not isinstance(node, dict):
-            return f"override {text!r}: {'.'.join(keys[:depth])} is a value, not a section"
-        else:
-            place = key
-            if not last and node.get(key) is None:
-                node[key] = {}
-        if last:
+    for depth, key in enumerate(keys, start=1):
+        above = ".".join(keys[: depth - 1])
+        if not isinstance(node, dict | list):
+            return f"override {text!r}: {above} is a value, not a section"
+        place: Any = _index(node, key) if isinstance(node, list) else key
+        if place is None:
+            names = ", ".join(str(item.get("name")) for item in node if isinstance(item, dict)) or "it is empty"
+            return f"override {text!r}: {above} has no element {key!r}; it has: {names}"
+        if depth == len(keys):
             node[place] = parsed
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
         node = node[place]
     return None
 
 
 def _index(items: list[Any], key: str) -> int | None:
     """Find a list's element by its `name`, else by its position."""
-    for index, item in enumerate(items):
-        if isinstance(item, dict) and item.get("name") == key:
-            return index
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
     return int(key) if key.isdecimal() and int(key) < len(items) else None
 
 
@@ -162,15 +155,14 @@ def _walk(
     node = tree
     for step in location:
         models = _models(annotation)
-        if isinstance(step, str) and isinstance(node, dict) and len(models) > 1 and node.get("kind") == step:
+        if isinstance(node, dict) and len(models) > 1 and node.get("kind") == step:
             annotation = next(model for model in models if step in get_args(model.model_fields["kind"].annotation))
             continue
         owner = models[0] if models else None
         if isinstance(step, int):
-            element = node[step] if isinstance(node, list | tuple) and step < len(node) else None
-            name = element.get("name") if isinstance(element, dict) else None
+            node = node[step] if isinstance(node, list | tuple) and step < len(node) else None
+            name = node.get("name") if isinstance(node, dict) else None
             keys.append(name if isinstance(name, str) else step)
-            node = element
             continue
         keys.append(step)
         if get_origin(annotation) is dict:

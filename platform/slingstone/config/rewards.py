@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from reward_services.spec import RewardSpec
+from slingstone.config.paths import PathText
 from slingstone.config.tree import Section
 
 
@@ -29,6 +30,8 @@ class RunningScale(Section):
 class RewardEntry(RewardSpec):
     """A reward service and its part in this run."""
 
+    checkpoint: PathText
+    """Directory, file or hub id."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight in the sum of rewards; 0 holds the reward out: evaluated, never trained on."""
     normalisation: Annotated[FixedScale | RunningScale, Field(discriminator="kind")] | None = None

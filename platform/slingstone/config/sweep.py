@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
 
-from slingstone.config.experiment import Contradiction
-from slingstone.config.tree import Name, PathText, Section
+from slingstone.config.contradictions import Contradiction, refuse
+from slingstone.config.paths import PathText, Storage
+from slingstone.config.tree import Metric, Name, Section
 
 
 class Uniform(Section):
@@ -61,15 +61,6 @@ class GridSearch(Section):
     kind: Literal["grid"]
 
 
-class Metric(Section):
-    """A number of an evaluation's summary."""
-
-    metric: PathText
-    """Such as `rewards/hps`, `utility`, `diversity`."""
-    mode: Literal["max", "min"] = "max"
-    """Which way is better."""
-
-
 class EarlyStopping(Section):
     """ASHA: at each rung, the trials that are worse on the signal are stopped."""
 
@@ -85,7 +76,7 @@ class Sweep(Section):
     name: Name
     """The sweep writes under `<storage>/sweep/<name>`, its trials under `<storage>/align/<name>-<trial>`; the same name
     continues where an interrupted sweep was."""
-    storage: PathText = "outputs"
+    storage: Storage = "outputs"
     """Directory under which everything is written; all nodes must see it."""
     run: PathText
     """YAML file of the run that is varied, such as configs/align/scenes.yaml."""
@@ -108,9 +99,7 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> "Sweep":
-        found = list(_contradictions(self))
-        if found:
-            raise PydanticCustomError("contradictions", "sections contradict each other", {"found": found})
+        refuse(_contradictions(self))
         return self
 
 
@@ -119,10 +108,8 @@ def _contradictions(sweep: Sweep) -> Iterator[Contradiction]:
         if not isinstance(values, Uniform):
             continue
         if values.low >= values.high:
-            remedy = f"is not below high = {values.high}; swap them"
-            yield Contradiction(f"space.{path}.low", values.low, remedy)
+            yield Contradiction(f"space.{path}.low", values.low, f"is not below high = {values.high}; swap them")
         if values.log and values.low <= 0:
             yield Contradiction(f"space.{path}.low", values.low, "has no logarithm; make it positive, or log false")
         if sweep.search.kind == "grid":
-            remedy = "cannot be laid on a grid; list a choice of values"
-            yield Contradiction(f"space.{path}.kind", values.kind, remedy)
+            yield Contradiction(f"space.{path}.kind", values.kind, "cannot be laid on a grid; list a choice of values")

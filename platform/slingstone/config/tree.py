@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic import NonNegativeFloat as NonNegative
 
+from slingstone.config.paths import PathText
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Timestep = Annotated[int, Field(ge=0)]
-PathText = Annotated[str, Field(min_length=1)]
+MetricName = Annotated[str, Field(min_length=1)]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention layer, as diffusers names them in all families."""
 
@@ -17,6 +19,15 @@ class Section(BaseModel):
     """A part of the tree: immutable, finite numbers only, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Metric(Section):
+    """A number of the evaluations by which one is better than another."""
+
+    metric: MetricName
+    """Such as `rewards/hps`, `utility`, `diversity`."""
+    mode: Literal["max", "min"] = "max"
+    """Which way is better."""
 
 
 class Lora(Section):
@@ -244,7 +255,7 @@ class Registry(Section):
 
     name: Name
     """Of the registered model; runs that share it compete for `best`."""
-    metric: PathText
+    metric: MetricName
     """Number of the full evaluation by which a version is the best, such as a held-out reward or `utility`."""
     mode: Literal["max", "min"] = "max"
     """Which way is better."""

@@ -5,8 +5,6 @@ import os
 from typing import Any
 
 import ray
-import ray.train
-import ray.train.torch
 
 from slingstone.config import paths
 
@@ -21,7 +19,7 @@ def connect(threads_per_worker: int, dashboard: bool = False) -> None:
         dashboard: whether one that starts here has a dashboard, by which Ray Train learns that a run was killed and
             its CPUs are free.
     """
-    source = os.pathsep.join([str(paths.ROOT / "platform"), str(paths.ROOT)])
+    source = os.pathsep.join(dict.fromkeys([str(paths.PACKAGES), str(paths.ROOT)]))
     threads = str(threads_per_worker)
     env = {
         "PYTHONPATH": source,

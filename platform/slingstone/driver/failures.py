@@ -11,9 +11,9 @@ from reward_services.protocol import RewardError
 from slingstone.checkpoints.saving import SaveFailed
 from slingstone.step.panel import RewardsLost
 
-OF_A_LOST_PEER = (RuntimeError, OSError, RayError, RayTrainError)
+FROM_A_LOST_PEER = (RuntimeError, OSError, RayError, RayTrainError)
 """What a worker raises when another one, or something it talks to, dies, and Ray's own words for one that is gone."""
-NAMED = (RewardsLost, RewardError, SaveFailed)
+DELIBERATE = (RewardsLost, RewardError, SaveFailed)
 """What is raised on purpose, to stop the run."""
 
 
@@ -31,13 +31,13 @@ class RunFailed(RuntimeError):
 
 def is_mistake(error: TrainingFailedError | RayActorError) -> bool:
     """Return whether a worker named something that another start would not mend."""
-    return any(_named(failure) for failure in _failures(error))
+    return any(_is_deliberate(failure) for failure in _failures(error))
 
 
 def cause(error: TrainingFailedError | RayActorError) -> str:
     """Return in a line what went wrong: what a worker named, else what the first one to fail said."""
     failures = _failures(error)
-    told = next(filter(_named, failures), failures[0] if failures else error)
+    told = next(filter(_is_deliberate, failures), failures[0] if failures else error)
     lines = str(told).strip().splitlines() or [type(error).__name__]
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
@@ -52,7 +52,7 @@ def surviving(
 
     Args:
         attempt: runs to the end from the newest checkpoint.
-        reached: the name of that checkpoint.
+        reached: returns the name of that checkpoint.
         max_failures: so many are survived without a new checkpoint in between.
         say: shows a line to the user.
 
@@ -77,7 +77,7 @@ def _failures(error: Exception) -> list[Any]:
     return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
 
 
-def _named(failure: Any) -> bool:
+def _is_deliberate(failure: Any) -> bool:
     # Ray hands over what the worker raised, in a wrapper of its own or bare; there is no other way into the wrapper.
     raised = failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
-    return isinstance(raised, NAMED) or not isinstance(raised, OF_A_LOST_PEER)
+    return isinstance(raised, DELIBERATE) or not isinstance(raised, FROM_A_LOST_PEER)

@@ -48,9 +48,7 @@ class Head:
             token.touch(mode=0o600)
             token.write_text(secrets.token_hex(32))
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        running = self._running()
-        if running is None:
-            running = self._launch(auth)
+        running = self._running() or self._launch(auth)
         return auth | {"RAY_API_SERVER_ADDRESS": running["dashboard"]}
 
     def stop(self) -> bool:
@@ -59,20 +57,17 @@ class Head:
         self._record.unlink(missing_ok=True)
         if running is None:
             return False
-        os.kill(running["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while _is_head(running["pid"]):
-            if time.monotonic() > deadline:
-                os.killpg(running["pid"], signal.SIGKILL)
-                break
-            time.sleep(0.2)
+        process = psutil.Process(running["pid"])
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except psutil.TimeoutExpired:
+            os.killpg(running["pid"], signal.SIGKILL)
         return True
 
     def _running(self) -> dict | None:
-        if not self._record.is_file():
-            return None
-        recorded = json.loads(self._record.read_text())
-        return recorded if _is_head(recorded["pid"]) else None
+        recorded = json.loads(self._record.read_text()) if self._record.is_file() else None
+        return recorded if recorded and _is_head(recorded["pid"]) else None
 
     def _launch(self, auth: dict[str, str]) -> dict:
         ports = _free_ports(len(PORT_OPTIONS))

@@ -18,7 +18,7 @@ from ray.util.placement_group import remove_placement_group
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import Experiment
-from slingstone.driver import placement, preflight, rewards
+from slingstone.driver import placement, rewards
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
 from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
@@ -44,7 +44,7 @@ def align(
         say: shows a line to the user.
         parent: id of the MLflow run that this one is shown under, such as a sweep's.
         callbacks: told of every report of the workers.
-        rank: what every worker runs; by default `worker.align`.
+        rank: what every worker runs; by default the loop.
 
     Raises:
         ValueError: what the user can mend, before anything is held.
@@ -62,10 +62,9 @@ def align(
         return done
     if not ray.is_initialized():
         connect(experiment.runtime.threads_per_worker)
-    preflight.fits(experiment, ray.cluster_resources())
     placement.check(experiment, ray.nodes())
     start = time.monotonic()
-    with rewards.running(placement.placed(experiment.rewards, experiment.placement), held_for_trainers(experiment)):
+    with rewards.running(experiment.rewards, experiment.placement, held_for_trainers(experiment)):
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
@@ -138,7 +137,10 @@ def fit(
     try:
         results = trainer.fit().return_value
     except (TrainingFailedError, RayActorError) as error:
-        _release(config["assignment"].board)
+        # Ray Train's controller frees what the workers reserve, or its cleaner does; both may have died.
+        reservation: Any = ray.get(config["assignment"].board.reservation.remote())
+        if reservation is not None:
+            remove_placement_group(reservation)
         log = directory / "error.txt"
         log.write_text(str(error))
         raise RunFailed(f"training failed: {cause(error)}\n  traceback: {log}", is_mistake(error)) from error
@@ -146,20 +148,11 @@ def fit(
     return results
 
 
-def _release(board: Any) -> None:
-    """Free what the workers held. Ray Train's controller does it, or its cleaner if that dies; both may have died."""
-    group: Any = ray.get(board.held.remote())
-    if group is not None:
-        remove_placement_group(group)
-
-
 def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
-    say("")
-    say(final_table({name: found for name, found in summary.items() if isinstance(found, dict) and "rewards" in found}))
-    say("")
+    evaluations = {name: part for name, part in summary.items() if isinstance(part, dict) and "rewards" in part}
+    say(f"\n{final_table(evaluations)}\n")
     if "guard" in summary:
         say(f"{summary['guard']['reason']}\n")
-    say(f"picture   {history.directory / 'pictures' / 'grid.png'}")
-    say(f"pipeline  {history.directory / 'pipeline'}")
-    say(f"summary   {history.directory / 'summary.json'}")
+    for title, name in (("picture", "pictures/grid.png"), ("pipeline", "pipeline"), ("summary", "summary.json")):
+        say(f"{title:<9} {history.directory / name}")
     say(f"MLflow    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {summary['mlflow_uri']}")

@@ -4,13 +4,14 @@ Imports neither torch nor ray. Nodes are given as `ray.nodes` gives them.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reward_services.spec import label_selector
 from slingstone.config import Experiment, Placement, RewardEntry, Rewards
 
 Nodes = Sequence[Mapping[str, Any]]
+Amounts = Mapping[str, int | float]
 
 
 def scaling(experiment: Experiment) -> dict[str, Any]:
@@ -34,82 +35,100 @@ def worker_resources(experiment: Experiment) -> dict[str, int | float]:
     }
 
 
-def placed(rewards: Rewards, placement: Placement) -> Rewards:
-    """Return the rewards with the label of their nodes: their own, else the placement's."""
-    services = tuple(
-        entry.model_copy(update={"node_label": entry.node_label or placement.rewards}) for entry in rewards.services
-    )
-    return rewards.model_copy(update={"services": services})
-
-
 def managed(rewards: Rewards, placement: Placement) -> tuple[RewardEntry, ...]:
-    """Return the rewards that the run deploys, with the label of their nodes."""
+    """Return the rewards that the run deploys, each with the label of its nodes: its own, else the placement's."""
     if (rewards.lifecycle, rewards.backend) != ("managed", "serve"):
         return ()
-    return placed(rewards, placement).services
+    return tuple(
+        entry.model_copy(update={"node_label": entry.node_label or placement.rewards}) for entry in rewards.services
+    )
+
+
+def needs(workers: int, each: Amounts, services: Iterable[RewardEntry]) -> Amounts:
+    """Return what so many workers and the replicas of these rewards reserve together."""
+    total = {kind: workers * each[kind] for kind in ("CPU", "GPU")}
+    for entry in services:
+        total["CPU"] += entry.num_replicas * entry.num_cpus
+        total["GPU"] += entry.num_replicas * entry.num_gpus
+    return total
 
 
 def check(experiment: Experiment, nodes: Nodes) -> None:
-    """Refuse a placement that the cluster's nodes can never give.
+    """Refuse a run that the cluster's nodes can never hold where it is to be placed.
 
     Raises:
-        ValueError: naming the label that no node carries, or what its nodes hold too little of.
+        ValueError: naming the label that no node carries, or what the nodes hold too little of.
     """
-    check_groups(experiment.placement, experiment.rewards, nodes)
-    placement, runtime = experiment.placement, experiment.runtime
-    group = carrying(placement.trainer, nodes)
-    room, resources = slots(experiment, nodes), worker_resources(experiment)
-    if (placement.trainer or placement.trainer_gpu_share < 1) and room < runtime.num_workers:
-        named = "all nodes" if placement.trainer is None else f"the {len(group)} nodes of {placement.trainer}"
-        asked = " and ".join(f"{amount:g} {kind}s" for kind, amount in resources.items() if amount)
+    placement, workers, each = experiment.placement, experiment.runtime.num_workers, worker_resources(experiment)
+    deployed = managed(experiment.rewards, placement)
+    check_total("runtime.num_workers", workers, each, deployed, nodes)
+    check_labels(placement, deployed, nodes)
+    room = slots(experiment, nodes)
+    if (placement.trainer or placement.trainer_gpu_share < 1) and room < workers:
+        group = len(carrying(placement.trainer, nodes))
+        named = "all nodes" if placement.trainer is None else f"the {group} nodes of {placement.trainer}"
+        wanted = " and ".join(f"{amount:g} {kind}s" for kind, amount in each.items() if amount)
         raise ValueError(
-            f"runtime.num_workers = {runtime.num_workers}: {named} hold {room} workers of {asked} each;"
+            f"runtime.num_workers = {workers}: {named} hold {room} workers of {wanted} each;"
             " take fewer workers, or start more of these nodes"
         )
-    for label, services in _by_label(managed(experiment.rewards, placement)).items():
-        shared = runtime.num_workers if label == placement.trainer else 0
-        for kind in ("CPU", "GPU"):
-            needed = shared * resources[kind] + sum(_asked(entry, kind) for entry in services)
-            has = sum(node["Resources"].get(kind, 0.0) for node in carrying(label, nodes))
-            if needed > has + 1e-9:
-                workers = f"{shared} workers and " if shared else ""
-                names = ", ".join(entry.name for entry in services)
-                raise ValueError(
-                    f"placement: {workers}the rewards {names} need {needed:g} {kind}s on nodes of {label},"
-                    f" which have {has:g}; start more of these nodes, or lower num_replicas or num_{kind.lower()}s"
-                )
+    for label in dict.fromkeys(entry.node_label for entry in deployed if entry.node_label is not None):
+        services = [entry for entry in deployed if entry.node_label == label]
+        beside = workers if label == placement.trainer else 0
+        for kind, needed, has in _shortages(needs(beside, each, services), carrying(label, nodes)):
+            names = ", ".join(entry.name for entry in services)
+            raise ValueError(
+                f"placement: {f'{beside} workers and ' if beside else ''}the rewards {names} need {needed:g} {kind}s"
+                f" on nodes of {label}, which have {has:g}; start more of these nodes, or lower num_replicas or"
+                f" num_{kind.lower()}s"
+            )
 
 
-def check_groups(placement: Placement, rewards: Rewards, nodes: Nodes) -> None:
+def check_total(field: str, workers: int, each: Amounts, deployed: Sequence[RewardEntry], nodes: Nodes) -> None:
+    """Refuse workers and rewards for which all nodes together are too small.
+
+    Raises:
+        ValueError: naming `field`, the key that says how many workers there are.
+    """
+    for kind, needed, has in _shortages(needs(workers, each, deployed), carrying(None, nodes)):
+        beside = f" and {len(deployed)} managed rewards" if deployed else ""
+        raise ValueError(
+            f"{field} = {workers}: {workers} workers{beside} need {needed:g} {kind}s, the cluster has"
+            f" {has:g}; take fewer workers or threads_per_worker, or a larger cluster"
+        )
+
+
+def check_labels(placement: Placement, deployed: Sequence[RewardEntry], nodes: Nodes) -> None:
     """Refuse a label that no node carries.
 
     Raises:
         ValueError: naming each such key, and what the nodes carry.
     """
-    asked = {"placement.trainer": placement.trainer}
-    for entry in managed(rewards, placement):
+    labels = {"placement.trainer": placement.trainer}
+    for entry in deployed:
         own = placement.rewards is None or entry.node_label != placement.rewards
-        asked[f"rewards.services.{entry.name}.node_label" if own else "placement.rewards"] = entry.node_label
-    absent = {key: label for key, label in asked.items() if label is not None and not carrying(label, nodes)}
-    if not absent:
-        return
+        labels[f"rewards.services.{entry.name}.node_label" if own else "placement.rewards"] = entry.node_label
     lines = []
-    for key, label in absent.items():
+    for key, label in labels.items():
+        if label is None or carrying(label, nodes):
+            continue
         name = label.partition("=")[0]
-        values = Counter(node["Labels"].get(name, "not at all") for node in _alive(nodes))
+        values = Counter(node["Labels"].get(name, "not at all") for node in carrying(None, nodes))
         found = ", ".join(f"{value} ({count})" for value, count in sorted(values.items()))
         lines.append(
             f"{key} = {label!r}: no node carries this label; {name} is set on the cluster's nodes as: {found};"
             f" start nodes with `ray start --labels {label}`, or set {key} to null for any node"
         )
-    raise ValueError("\n".join(lines))
+    if lines:
+        raise ValueError("\n".join(lines))
 
 
 def slots(experiment: Experiment, nodes: Nodes) -> int:
     """Return how many workers the nodes of the trainer's group hold when nothing else runs there."""
-    resources = {kind: amount for kind, amount in worker_resources(experiment).items() if amount}
+    each = {kind: amount for kind, amount in worker_resources(experiment).items() if amount}
     return sum(
-        min(_held(node["Resources"].get(kind, 0.0), kind, amount) for kind, amount in resources.items())
+        # Each takes more than half of a GPU, so that a GPU holds one.
+        min(int((node["Resources"].get(kind, 0.0) + 1e-9) // (1 if kind == "GPU" else each[kind])) for kind in each)
         for node in carrying(experiment.placement.trainer, nodes)
     )
 
@@ -117,25 +136,16 @@ def slots(experiment: Experiment, nodes: Nodes) -> int:
 def carrying(label: str | None, nodes: Nodes) -> Nodes:
     """Return the living nodes that carry a label; all for None."""
     wanted = label_selector(label).items()
-    return [node for node in _alive(nodes) if wanted <= node["Labels"].items()]
+    return [node for node in nodes if node["Alive"] and wanted <= node["Labels"].items()]
 
 
-def _held(has: float, kind: str, amount: int | float) -> int:
-    """Return how many workers' parts a node's resource holds; a GPU holds one, since each takes more than half."""
-    return int(has + 1e-9) if kind == "GPU" else int((has + 1e-9) // amount)
+def total(nodes: Nodes) -> Amounts:
+    """Return the CPUs and GPUs of these nodes together."""
+    return {kind: sum(node["Resources"].get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
 
 
-def _alive(nodes: Nodes) -> Nodes:
-    return [node for node in nodes if node["Alive"]]
-
-
-def _asked(entry: RewardEntry, kind: str) -> int | float:
-    return entry.num_replicas * (entry.num_cpus if kind == "CPU" else entry.num_gpus)
-
-
-def _by_label(services: Iterable[RewardEntry]) -> dict[str, list[RewardEntry]]:
-    grouped: dict[str, list[RewardEntry]] = {}
-    for entry in services:
-        if entry.node_label is not None:
-            grouped.setdefault(entry.node_label, []).append(entry)
-    return grouped
+def _shortages(needed: Amounts, nodes: Nodes) -> Iterator[tuple[str, int | float, int | float]]:
+    """Yield each kind of resource of which these nodes have too little, what is needed and what they have."""
+    for kind, has in total(nodes).items():
+        if needed[kind] > has + 1e-9:
+            yield kind, needed[kind], has

@@ -1,4 +1,4 @@
-"""Who runs the rewards, and how a worker asks them."""
+"""Has the reward services run: deploys them, or checks those of others."""
 
 import logging
 from collections.abc import Iterator
@@ -10,31 +10,34 @@ from ray.serve.schema import ApplicationStatus
 from reward_services.client import ImageStore
 from reward_services.deployment import build
 from reward_services.protocol import RewardError
-from slingstone.config import Rewards
+from slingstone.config import Placement, Rewards
+from slingstone.driver.placement import managed
 from slingstone.worker.rewards import remote_client
 
 
 @contextmanager
-def running(rewards: Rewards, starting: AbstractContextManager[None] | None = None) -> Iterator[None]:
+def running(
+    rewards: Rewards, placement: Placement, starting: AbstractContextManager[None] | None = None
+) -> Iterator[None]:
     """Have the services run: deployed here and deleted at the end, or checked if they are external.
 
     Args:
         rewards: which.
+        placement: on which nodes.
         starting: entered while they are deployed and left as soon as they run.
 
     Raises:
         ValueError: naming every external service that does not run, or the service that did not start.
     """
-    if rewards.backend == "in_process" or not rewards.services:
-        yield
-        return
-    if rewards.lifecycle == "external":
-        check(rewards)
+    deployed = managed(rewards, placement)
+    if not deployed:
+        if rewards.services and rewards.backend != "in_process":
+            check(rewards)
         yield
         return
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news go to its own log files
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-    targets = [serve.RunTarget(build(entry.spec), entry.app_name, None) for entry in rewards.services]
+    targets = [serve.RunTarget(build(entry.spec), entry.app_name, None) for entry in deployed]
     try:
         try:
             with starting or nullcontext():
@@ -43,7 +46,7 @@ def running(rewards: Rewards, starting: AbstractContextManager[None] | None = No
             raise ValueError(f"rewards.services: {_reason(rewards) or error}") from error
         yield
     finally:
-        for entry in rewards.services:
+        for entry in deployed:
             serve.delete(entry.app_name, _blocking=False)
 
 
@@ -54,30 +57,25 @@ def check(rewards: Rewards) -> None:
         ValueError: naming each.
     """
     if rewards.backend == "http":
-        _check_http(rewards)
+        if absent := list(_unreachable(rewards)):
+            raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
         return
-    applications = serve.status().applications
-    absent = []
+    applications, absent = serve.status().applications, []
     for entry in rewards.services:
-        status = applications[entry.app_name].status if entry.app_name in applications else None
-        if status != ApplicationStatus.RUNNING:
-            absent.append(
-                f"{entry.name} (application {entry.app_name!r} is {status.value if status else 'not deployed'})"
-            )
+        status = applications[entry.app_name].status.value if entry.app_name in applications else "not deployed"
+        if status != ApplicationStatus.RUNNING.value:
+            absent.append(f"{entry.name} (application {entry.app_name!r} is {status})")
     if absent:
         remedy = "deploy them, or set rewards.lifecycle: managed"
         raise ValueError(f"rewards.services: external rewards do not run: {', '.join(absent)}; {remedy}")
 
 
-def _check_http(rewards: Rewards) -> None:
-    absent = []
+def _unreachable(rewards: Rewards) -> Iterator[str]:
     for entry in rewards.services:
         try:
             remote_client(rewards, entry, ImageStore()).describe()
         except RewardError as error:
-            absent.append(str(error))
-    if absent:
-        raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
+            yield str(error)
 
 
 def _reason(rewards: Rewards) -> str:
@@ -85,9 +83,8 @@ def _reason(rewards: Rewards) -> str:
     applications = serve.status().applications
     said = []
     for entry in rewards.services:
-        if entry.app_name in applications:
-            for deployment in applications[entry.app_name].deployments.values():
-                lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-                if deployment.status != "HEALTHY" and lines:
-                    said.append(f"{entry.name} did not start: {lines[-1]}")
+        deployments = applications[entry.app_name].deployments if entry.app_name in applications else {}
+        for deployment in deployments.values():
+            if deployment.status != "HEALTHY" and (message := deployment.message.strip()):
+                said.append(f"{entry.name} did not start: {message.splitlines()[-1].strip()}")
     return "; ".join(said)

@@ -77,7 +77,7 @@ def _experiment_of(directory: Path) -> Experiment:
     if not file.is_file():
         raise ValueError(f"run {str(directory)!r} has no config.yaml; give <storage>/align/<name> of a run")
     experiment = load(file)
-    return experiment.model_copy(update={"models": paths.located_models(experiment.models)})
+    return experiment.model_copy(update={"models": paths.resolved(experiment.models)})
 
 
 def _provenance(request: Request, images: int) -> Provenance:

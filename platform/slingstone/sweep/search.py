@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 from slingstone import tracking
 from slingstone.config import Sweep, flatten
 from slingstone.config.sweep import Uniform
-from slingstone.driver import cluster, placement, preflight, rewards
+from slingstone.driver import cluster, placement, rewards
 from slingstone.driver.board import open_board
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.sweep import results
@@ -50,11 +50,11 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
         return summary
     if not ray.is_initialized():
         cluster.connect(experiment.runtime.threads_per_worker, dashboard=True)
-    concurrent = concurrency(prepared, ray.cluster_resources(), ray.nodes())
+    concurrent = concurrency(prepared, ray.nodes())
     say(f"{prepared.num_trials} trials, {concurrent} at a time")
     start, status = time.monotonic(), "FAILED"
-    for_trials = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
-    with rewards.running(placement.placed(experiment.rewards, experiment.placement), for_trials):
+    held = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
+    with rewards.running(experiment.rewards, experiment.placement, held):
         parent = _parent(prepared, tracking.tracking_uri(experiment))
         try:
             with open_board(say) as board:
@@ -74,26 +74,25 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
     return summary
 
 
-def concurrency(prepared: PreparedSweep, available: Mapping[str, float], nodes: placement.Nodes = ()) -> int:
+def concurrency(prepared: PreparedSweep, nodes: placement.Nodes) -> int:
     """Return how many trials the cluster holds beside the rewards; no more ever start, so that none waits for another.
 
     Raises:
         ValueError: it holds none.
     """
-    runtime, where = prepared.trial("any", {}).runtime, prepared.experiment.placement
+    runtime = prepared.trial("any", {}).runtime
     experiment = prepared.experiment.model_copy(update={"runtime": runtime})
-    preflight.fits(experiment, available)
-    if nodes:
-        placement.check(experiment, nodes)
-    managed = placement.managed(experiment.rewards, where)
-    free = {
-        "CPU": available.get("CPU", 0.0) - sum(entry.num_replicas * entry.num_cpus for entry in managed),
-        "GPU": available.get("GPU", 0.0) - sum(entry.num_replicas * entry.num_gpus for entry in managed),
-    }
-    worker = placement.worker_resources(experiment)
-    held = min(int((free[kind] + 1e-9) // (runtime.num_workers * amount)) for kind, amount in worker.items() if amount)
-    if where.trainer is not None:
-        held = min(held, placement.slots(experiment, nodes) // runtime.num_workers)
+    placement.check(experiment, nodes)
+    workers, each = runtime.num_workers, placement.worker_resources(experiment)
+    rewards_need = placement.needs(0, each, placement.managed(experiment.rewards, experiment.placement))
+    has = placement.total(placement.carrying(None, nodes))
+    held = min(
+        int((has[kind] - rewards_need[kind] + 1e-9) // needed)
+        for kind, needed in placement.needs(workers, each, ()).items()
+        if needed
+    )
+    if experiment.placement.trainer is not None:
+        held = min(held, placement.slots(experiment, nodes) // workers)
     return max(1, min(held, prepared.num_trials, prepared.sweep.max_concurrent or held))
 
 

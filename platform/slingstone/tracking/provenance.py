@@ -16,7 +16,16 @@ def git_commit() -> str:
     """Return the commit of this source; a submitted job, which has no .git, is told by its submitter."""
     if told := os.environ.get("SLINGSTONE_GIT_COMMIT"):
         return told
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        f"--git-dir={ROOT}/.git",
+        f"--work-tree={ROOT}",
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -32,7 +32,7 @@ class Reporter:
         self._board = assignment.board
         self._quiet = rank > 0
         if not self._quiet:
-            self._board.hold.remote(ray.util.get_current_placement_group())
+            self._board.set_reservation.remote(ray.util.get_current_placement_group())
         self._experiment = assignment.experiment
         self._directory = Path(assignment.directory)
         tracking, run_id = self._experiment.tracking, assignment.mlflow_run_id

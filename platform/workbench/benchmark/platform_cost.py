@@ -12,7 +12,7 @@ import ray
 
 from slingstone import tracking
 from slingstone.config import Data, Experiment, to_yaml
-from slingstone.driver import cluster, launch, preflight, rewards
+from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.driver.board import open_board
 from slingstone.prompts.files import read_prompts
 from slingstone.worker.assignment import Assignment
@@ -54,7 +54,7 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
     (directory / "run.yaml").write_text(to_yaml(experiment))
     if not ray.is_initialized():
         cluster.connect(experiment.runtime.threads_per_worker)
-    preflight.fits(experiment, ray.cluster_resources())
+    placement.check(experiment, ray.nodes())
     summary = summarise(_measure(experiment, directory, plan, say), LATENCY_S)
     cpus = os.cpu_count()
     batch, threads = experiment.training.batch_size, experiment.runtime.threads_per_worker
@@ -105,7 +105,7 @@ def _check(experiment: Experiment, rounds: int, steps: int) -> None:
 
 
 def _measure(experiment: Experiment, directory: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, list[Block]]:
-    with rewards.running(experiment.rewards):
+    with rewards.running(experiment.rewards, experiment.placement):
         uri = tracking.tracking_uri(experiment)
         tracked = tracking.open_run(experiment, uri, directory)
         status = "FAILED"

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from slingstone.config import Experiment, Section, flatten, load, paths
-from slingstone.config.experiment import ALWAYS_MEASURED, Contradiction, measured
-from slingstone.config.tree import Name, PathText
+from slingstone.config import Experiment, flatten, load, paths
+from slingstone.config.contradictions import Contradiction
+from slingstone.config.experiment import ALWAYS_MEASURED, measured
+from slingstone.config.tree import Name, PathText, Section
 from slingstone.driver import preflight
 
 

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 
 from slingstone import tracking
 from slingstone.config import Experiment, flatten, to_yaml
-from slingstone.driver import cluster, launch, preflight, rewards
+from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.worker.progress import duration
 from workbench.claims import charts, document, results
 from workbench.claims.plan import Plan
@@ -38,7 +38,7 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
         parent = _parent(plan)
         status = "FAILED"
         try:
-            with rewards.running(plan.runs[left[0]].rewards):
+            with rewards.running(plan.runs[left[0]].rewards, plan.runs[left[0]].placement):
                 _work(plan, left, parent.run_id, command, failed, say)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -95,7 +95,7 @@ def _concurrency(plan: Plan, left: list[str]) -> int:
     """Return how many runs fit beside the rewards; no more start, so that none waits for another."""
     available = ray.cluster_resources()
     for name in left:
-        preflight.fits(plan.runs[name], available)
+        placement.check(plan.runs[name], ray.nodes())
     run = plan.runs[left[0]]
     services = run.rewards.services if run.rewards.backend == "serve" else ()
     free = available.get("CPU", 0.0) - sum(entry.num_replicas * entry.num_cpus for entry in services)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import PositiveFloat, PositiveInt
 
-from slingstone.config import Section
+from slingstone.config.tree import Section
 
 
 class Training(Section):
