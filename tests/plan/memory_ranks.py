@@ -52,7 +52,7 @@ def whole_trainer(directory: Path, runtime: Runtime) -> dict[str, object]:
     with LiveBytes("cpu") as live:
         family = load_family(run, torch.device("cpu"))
         averaged = sharing_copy(family.generator)
-        trainer = trainer_of(family, "recomputed", batch, batch, runtime)
+        trainer = trainer_of(family, "recomputed", batch, runtime)
         trainer.step()
         gc.collect()
         resting, live.peak = live.now, live.now

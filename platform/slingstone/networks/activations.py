@@ -1,4 +1,4 @@
-"""What a network holds while it is differentiated: counted on torch's meta device, without weights or arithmetic."""
+"""Bytes that a network holds while it is differentiated; on the meta device it needs neither weights nor arithmetic."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
@@ -28,36 +28,29 @@ class LiveBytes(TorchDispatchMode):
         self.device = device
         self.now = 0
         self.peak = 0
-        self._known: set[int] = set()
+        self._counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and take note of the memory of what it returns."""
-        # What is handed in was there before, or is counted already.
-        before = {_key(tensor) for tensor in tree_flatten((args, kwargs))[0] if isinstance(tensor, Tensor)}
+        """Run an operation and count the memory of what it returns, unless that was handed in."""
+        before = set(_storages((args, kwargs)))
         returned = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(returned)[0]:
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device and not self._seen(tensor, before):
-                self._count(tensor)
+        for key, storage in _storages(returned).items():
+            if storage.device.type == self.device and key not in before and key not in self._counted:
+                self._counted.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                finalize(storage, self._freed, key, storage.nbytes())
         return returned
 
-    def _seen(self, tensor: Tensor, before: set[int]) -> bool:
-        return _key(tensor) in before or _key(tensor) in self._known
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        finalize(storage, self._freed, key, size)
-
     def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._counted.discard(key)
         self.now -= size
 
 
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    """Return the memory of the tensors of a tree, by its address."""
+    storages = (tensor.untyped_storage() for tensor in tree_iter(tree) if isinstance(tensor, Tensor))
+    return {storage._cdata: storage for storage in storages}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ Model = TypeVar("Model", bound=ModelMixin | PreTrainedModel)
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
 
+def one_line(error: Exception) -> str:
+    """Return what an error says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
 @dataclass(frozen=True)
 class PipelineFiles:
     """A pipeline of a known class, by the role it plays in the run and its directory or hub id.
@@ -84,6 +89,15 @@ class PipelineFiles:
             raise ValueError(f"{self}: {part} has an empty vocabulary; copy or export the checkpoint again")
         return tokenizer
 
+    def parts(self, **kinds: type[Any]) -> dict[str, Any]:
+        """Load tokenizers, and models without gradient, by their names in the pipeline."""
+        return {
+            part: self.tokenizer(part, kind)
+            if issubclass(kind, PreTrainedTokenizerBase)
+            else self.model(part, kind).requires_grad_(False)
+            for part, kind in kinds.items()
+        }
+
     def scheduler_config(self) -> dict[str, Any]:
         """Return the configuration of the pipeline's scheduler."""
         with self.reading("scheduler"):
@@ -113,9 +127,8 @@ class PipelineFiles:
             HfApi().model_info(self.location, timeout=HUB_TIMEOUT_S)
         # Its kinds are those of whatever transport the hub's client uses.
         except Exception as error:
-            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{self} is no directory here, and no hub repository that can be read: {reason}"
+                f"{self} is no directory here, and no hub repository that can be read: {one_line(error)}"
             ) from error
 
     @contextmanager
@@ -129,8 +142,7 @@ class PipelineFiles:
         try:
             yield
         except UNREADABLE as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self}: {part} cannot be used: {reason}") from error
+            raise ValueError(f"{self}: {part} cannot be used: {one_line(error)}") from error
         finally:
             if bars:
                 logging.enable_progress_bar()

@@ -18,16 +18,16 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from slingstone.networks.checkpoint_files import PipelineFiles
-from slingstone.networks.denoiser import GeneratorInput, Output
-from slingstone.networks.flow import flow_one_step, flow_prediction, flow_schedule, flow_solver
-from slingstone.networks.outputs import Sd3Output, pixart_output, unet_output
-from slingstone.networks.protocol import Solver
-from slingstone.networks.schedulers import many_step_solver, noise_schedule, one_step_scheduler, prediction
-from slingstone.networks.text import ClipTextEncoder, RememberingEncoder
-from slingstone.networks.text_sd3 import Sd3TextEncoder
-from slingstone.networks.text_sdxl import SdxlTextEncoder
-from slingstone.networks.text_t5 import PixArtTextEncoder
-from slingstone.objectives.diffusion import NoiseSchedule, Prediction
+from slingstone.networks.denoiser import Output, Sd3Output, pixart_output, unet_output
+from slingstone.networks.schedulers import FLOW_MATCHING, VARIANCE_PRESERVING, Process
+from slingstone.networks.text import (
+    ClipTextEncoder,
+    PixArtTextEncoder,
+    RememberingEncoder,
+    Sd3TextEncoder,
+    SdxlTextEncoder,
+)
+from slingstone.objectives.diffusion import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,6 @@ class Prompting:
 
     encoder: RememberingEncoder
     parts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Process:
-    """How the configuration of a scheduler is read.
-
-    Attributes:
-        schedule: its `alpha_t`, `sigma_t`.
-        prediction: what the networks predict.
-        solver: the many-step solver.
-        one_step: the scheduler under which a stock pipeline takes the generator's step.
-    """
-
-    schedule: Callable[[dict[str, Any]], NoiseSchedule]
-    prediction: Callable[[dict[str, Any]], Prediction]
-    solver: Callable[[dict[str, Any], Solver], Any]
-    one_step: Callable[[dict[str, Any], Prediction, int, GeneratorInput, float | None], Any]
-
-
-VARIANCE_PRESERVING = Process(noise_schedule, prediction, many_step_solver, one_step_scheduler)
-FLOW_MATCHING = Process(flow_schedule, flow_prediction, flow_solver, flow_one_step)
 
 
 @dataclass(frozen=True)
@@ -95,48 +74,37 @@ class Layout:
 
 
 def _stable_diffusion(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizer = files.tokenizer("tokenizer", CLIPTokenizer)
-    model = files.model("text_encoder", CLIPTextModel).requires_grad_(False)
-    return Prompting(ClipTextEncoder(tokenizer, model), {"tokenizer": tokenizer, "text_encoder": model})
+    parts = files.parts(tokenizer=CLIPTokenizer, text_encoder=CLIPTextModel)
+    return Prompting(ClipTextEncoder(**parts), parts)
 
 
 def _sdxl(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizers = files.tokenizer("tokenizer", CLIPTokenizer), files.tokenizer("tokenizer_2", CLIPTokenizer)
-    first = files.model("text_encoder", CLIPTextModel).requires_grad_(False)
-    second = files.model("text_encoder_2", CLIPTextModelWithProjection).requires_grad_(False)
+    parts = files.parts(
+        tokenizer=CLIPTokenizer,
+        tokenizer_2=CLIPTokenizer,
+        text_encoder=CLIPTextModel,
+        text_encoder_2=CLIPTextModelWithProjection,
+    )
     zero_null = bool(files.index.get("force_zeros_for_empty_prompt", True))
-    parts = {
-        "tokenizer": tokenizers[0],
-        "tokenizer_2": tokenizers[1],
-        "text_encoder": first,
-        "text_encoder_2": second,
-        "force_zeros_for_empty_prompt": zero_null,
-    }
-    return Prompting(SdxlTextEncoder(tokenizers, (first, second), picture_side, zero_null), parts)
+    encoder = SdxlTextEncoder(**parts, picture_side=picture_side, zero_null=zero_null)
+    return Prompting(encoder, parts | {"force_zeros_for_empty_prompt": zero_null})
 
 
 def _pixart(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizer = files.tokenizer("tokenizer", T5Tokenizer)
-    model = files.model("text_encoder", T5EncoderModel).requires_grad_(False)
-    encoder = PixArtTextEncoder(tokenizer, model, picture_side)
-    return Prompting(encoder, {"tokenizer": tokenizer, "text_encoder": model})
+    parts = files.parts(tokenizer=T5Tokenizer, text_encoder=T5EncoderModel)
+    return Prompting(PixArtTextEncoder(**parts, picture_side=picture_side), parts)
 
 
 def _sd3(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizers = files.tokenizer("tokenizer", CLIPTokenizer), files.tokenizer("tokenizer_2", CLIPTokenizer)
-    first = files.model("text_encoder", CLIPTextModelWithProjection).requires_grad_(False)
-    second = files.model("text_encoder_2", CLIPTextModelWithProjection).requires_grad_(False)
-    t5_tokenizer = files.tokenizer("tokenizer_3", T5Tokenizer)
-    t5 = files.model("text_encoder_3", T5EncoderModel).requires_grad_(False)
-    parts = {
-        "tokenizer": tokenizers[0],
-        "tokenizer_2": tokenizers[1],
-        "tokenizer_3": t5_tokenizer,
-        "text_encoder": first,
-        "text_encoder_2": second,
-        "text_encoder_3": t5,
-    }
-    return Prompting(Sd3TextEncoder(tokenizers, (first, second), t5_tokenizer, t5), parts)
+    parts = files.parts(
+        tokenizer=CLIPTokenizer,
+        tokenizer_2=CLIPTokenizer,
+        text_encoder=CLIPTextModelWithProjection,
+        text_encoder_2=CLIPTextModelWithProjection,
+        tokenizer_3=T5Tokenizer,
+        text_encoder_3=T5EncoderModel,
+    )
+    return Prompting(Sd3TextEncoder(**parts), parts)
 
 
 STABLE_DIFFUSION = Layout(

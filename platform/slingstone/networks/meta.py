@@ -12,10 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slingstone.networks.activations import Graph, graph_bytes
 from slingstone.networks.adapters import Adapter, add_adapter
-from slingstone.networks.layouts import LAYOUTS, Layout
-from slingstone.networks.protocol import Condition
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from slingstone.networks.layouts import LAYOUTS
+from slingstone.networks.protocol import DTYPES, Condition
 
 
 class Traced(NamedTuple):
@@ -39,65 +37,58 @@ def traced(
         decoder_precision: of the decoder.
         lora: what is trained; None is the whole network.
     """
-    layout, network, vae = _parts(directory)
+    network, vae, latents, call = _parts(directory)
     nn.Module.to(network, DTYPES[precision])
     nn.Module.to(vae, DTYPES[decoder_precision]).requires_grad_(False)
     if checkpointed:
         network.enable_gradient_checkpointing()
         vae.enable_gradient_checkpointing()
-    config, side = network.config, network.config["sample_size"]
-    condition = _condition(layout, config, directory)
-    schedule = layout.process.schedule(json.loads((directory / "scheduler" / "scheduler_config.json").read_text()))
-    output = layout.output(schedule)
-    t = torch.zeros(1, dtype=torch.int64, device="meta")
-
-    def graph(needs_input: bool) -> Graph:
-        latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=needs_input)
-        return graph_bytes(network, lambda: output(network, latents, t, condition))
-
+    noisy, clean = (torch.empty_like(latents, requires_grad=True) for _ in range(2))
     network.requires_grad_(False)
-    frozen = graph(needs_input=True)
+    frozen = graph_bytes(network, lambda: call(noisy))
     if lora is None:
         network.requires_grad_(True)
     else:
         add_adapter(network, lora)
         nn.Module.to(network, DTYPES[precision])
-    trained = graph(needs_input=False)
+    trained = graph_bytes(network, lambda: call(latents))
     weights = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-
-    latents = torch.empty(1, config["in_channels"], side, side, device="meta", requires_grad=True)
-    decoder = graph_bytes(vae, lambda: vae.decode(latents.to(vae.dtype), return_dict=False)[0].float())
+    decoder = graph_bytes(vae, lambda: vae.decode(clean.to(vae.dtype), return_dict=False)[0].float())
     return Traced(trained, frozen, decoder, weights)
 
 
 def forward_flops(directory: Path) -> tuple[int, int]:
     """Return the FLOPs of one image's forward pass through the network and through the decoder."""
-    layout, network, vae = _parts(directory)
-    side, condition = network.config["sample_size"], _condition(layout, network.config, directory)
-    schedule = layout.process.schedule(json.loads((directory / "scheduler" / "scheduler_config.json").read_text()))
-    output = layout.output(schedule)
-    t = torch.zeros(1, dtype=torch.int64, device="meta")
-    latents = torch.empty(1, network.config["in_channels"], side, side, device="meta")
+    _, vae, latents, call = _parts(directory)
 
     def flops(forward: Callable[[], Any]) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             forward()
         return counter.get_total_flops()
 
-    decoded = flops(lambda: vae.decode(latents, return_dict=False))
-    return flops(lambda: output(network, latents, t, condition)), decoded
+    return flops(lambda: call(latents)), flops(lambda: vae.decode(latents, return_dict=False))
 
 
 def picture_side(directory: Path) -> int:
     """Return the height and width of a pipeline's pictures."""
-    _, network, vae = _parts(directory)
+    network, vae, *_ = _parts(directory)
     return network.config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
-def _parts(directory: Path) -> tuple[Layout, Any, Any]:
-    """Return a pipeline's layout, denoising network and autoencoder."""
-    layout = LAYOUTS[json.loads((directory / "model_index.json").read_text())["_class_name"]]
-    return layout, _empty(layout.kind, directory / layout.network), _empty(AutoencoderKL, directory / "vae")
+def _parts(directory: Path) -> tuple[Any, Any, Tensor, Callable[[Tensor], Tensor]]:
+    """Return a pipeline's network and autoencoder, the latents of one image, and the call of the network on them."""
+    layout = LAYOUTS[_json(directory / "model_index.json")["_class_name"]]
+    network, vae = _empty(layout.kind, directory / layout.network), _empty(AutoencoderKL, directory / "vae")
+    condition = _condition(network.config, directory)
+    output = layout.output(layout.process.schedule(_json(directory / "scheduler" / "scheduler_config.json")))
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    side = network.config["sample_size"]
+    latents = torch.empty(1, network.config["in_channels"], side, side, device="meta")
+    return network, vae, latents, lambda x_t: output(network, x_t, t, condition)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
 
 
 def _empty(kind: Any, part: Path) -> Any:
@@ -105,10 +96,9 @@ def _empty(kind: Any, part: Path) -> Any:
         return kind.from_config(kind.load_config(str(part))).eval()
 
 
-def _condition(layout: Layout, config: Any, directory: Path) -> Condition:
+def _condition(config: Any, directory: Path) -> Condition:
     """Return a condition of the right shapes for one image."""
-    encoder = json.loads((directory / "text_encoder" / "config.json").read_text())
-    tokens = encoder.get("max_position_embeddings", 120)
+    tokens = _json(directory / "text_encoder" / "config.json").get("max_position_embeddings", 120)
     named = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
     width = next(config[name] for name in named if config.get(name))
     if "joint_attention_dim" in config:
@@ -117,15 +107,11 @@ def _condition(layout: Layout, config: Any, directory: Path) -> Condition:
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     else:
         pooled = config.get("pooled_projection_dim", 0)
-    made: dict[str, Tensor] = {
-        "text": torch.empty(1, tokens, width, device="meta"),
-        "mask": torch.empty(1, tokens, dtype=torch.int64, device="meta"),
-        "resolution": torch.empty(1, 2, device="meta"),
-        "aspect_ratio": torch.empty(1, 1, device="meta"),
-    }
-    if pooled:
-        made |= {
-            "pooled": torch.empty(1, pooled, device="meta"),
-            "time_ids": torch.empty(1, 6, device="meta"),
+    with torch.device("meta"):
+        condition = {
+            "text": torch.empty(1, tokens, width),
+            "mask": torch.empty(1, tokens, dtype=torch.int64),
+            "resolution": torch.empty(1, 2),
+            "aspect_ratio": torch.empty(1, 1),
         }
-    return made
+        return condition | ({"pooled": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)} if pooled else {})

@@ -1,6 +1,5 @@
 """Any diffusers pipeline as a sampler: FLUX in 50 steps, SD3.5 in 28, LCM in 4, DMD2 in one."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,9 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from slingstone.networks.checkpoint_files import UNREADABLE
-from slingstone.networks.sampling import Pictures, Sampler
-from slingstone.networks.weights_file import network_like
+from slingstone.networks.checkpoint_files import UNREADABLE, one_line
+from slingstone.networks.sampling import Pictures, Sampler, now
+from slingstone.networks.weights_file import network_like, read_weights
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -49,11 +48,12 @@ def stock_sampler(
         if scheduler is not None:
             loaded.scheduler = getattr(diffusers, scheduler).from_config(loaded.scheduler.config)
     except (*UNREADABLE, AttributeError) as error:
-        raise ValueError(f"pipeline {location!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"pipeline {location!r} cannot be loaded: {one_line(error)}") from error
     loaded.set_progress_bar_config(disable=True)
     name = "unet" if "unet" in loaded.components else "transformer"
     if weights is not None:
-        loaded.register_modules(**{name: network_like(loaded.components[name], "weights", weights)})
+        tensors = read_weights("weights", weights)
+        loaded.register_modules(**{name: network_like(loaded.components[name], "weights", weights, tensors)})
     loaded.to(device)
     network = loaded.components[name]
     encoders = [part for part in loaded.components.values() if isinstance(part, nn.Module) and _encodes_text(part)]
@@ -63,12 +63,12 @@ def stock_sampler(
 
     @torch.no_grad()
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
-        rows, encoding = _Counter(), _Counter()
+        rows, encoding = _Counter(network.device), _Counter(network.device)
         hooks = [network.register_forward_pre_hook(rows.count, with_kwargs=True)]
         for part in encoders:
             hooks += [part.register_forward_pre_hook(encoding.start), part.register_forward_hook(encoding.stop)]
         try:
-            start = _now()
+            start = now(network.device)
             images = loaded(
                 list(prompts),
                 guidance_scale=guidance,
@@ -76,7 +76,7 @@ def stock_sampler(
                 output_type="pt",
                 **arguments,
             ).images
-            seconds = _now() - start - encoding.seconds
+            seconds = now(network.device) - start - encoding.seconds
         finally:
             for hook in hooks:
                 hook.remove()
@@ -92,7 +92,8 @@ def _encodes_text(part: nn.Module) -> bool:
 class _Counter:
     """Hooks that count rows and add up time."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.rows = 0
         self.seconds = 0.0
         self._started = 0.0
@@ -103,14 +104,8 @@ class _Counter:
 
     def start(self, _module: nn.Module, _arguments: tuple[Any, ...]) -> None:
         """Start the clock."""
-        self._started = _now()
+        self._started = now(self.device)
 
     def stop(self, _module: nn.Module, _arguments: tuple[Any, ...], _result: Any) -> None:
         """Stop the clock."""
-        self.seconds += _now() - self._started
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        self.seconds += now(self.device) - self._started

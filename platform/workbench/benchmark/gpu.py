@@ -110,7 +110,7 @@ def _step(architecture: Architecture, batch: int, variant: Variant, device: torc
     try:
         with _Peak(device) as peak:
             family = random_family(architecture, variant, device, torch.bfloat16)
-            trainer = trainer_of(family, variant.gradient, batch, decode_chunk=1, runtime=runtime)
+            trainer = trainer_of(family, variant.gradient, batch, runtime)
             trainer.step()
             seconds = statistics.median(_seconds(trainer.step, device) for _ in range(repeats))
     except torch.OutOfMemoryError:

@@ -28,7 +28,7 @@ def table(found: dict[str, dict[str, int]]) -> str:
 
 def _peak(architecture: Architecture, batch: int, variant: Variant) -> dict[str, int]:
     with LiveBytes("cpu") as live:
-        trainer = trainer_of(random_family(architecture, variant), variant.gradient, batch, decode_chunk=1)
+        trainer = trainer_of(random_family(architecture, variant), variant.gradient, batch)
         # The first step makes what stays: the optimizers' moments.
         trainer.step()
         resting, live.peak = live.now, live.now
