@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from slingstone.config import ATTENTION, Experiment, load
 from slingstone.networks import latent_diffusion
-from slingstone.networks.activations import LiveBytes, graph_bytes
 from slingstone.networks.adapters import Adapter, sharing_copy
+from slingstone.networks.footprint import LiveBytes, graph_bytes
 from slingstone.plan import memory
 from slingstone.plan.published_sizes import PUBLISHED
 from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl

@@ -82,21 +82,11 @@ def merged(network: Module) -> Module:
     alone: Any = nn.Module.float(copy.deepcopy(network))
     for name, layer in _layers(alone).items():
         layer.merge()
-        parent, _, leaf = name.rpartition(".")
-        setattr(alone.get_submodule(parent), leaf, layer.get_base_layer())
+        alone.set_submodule(name, layer.get_base_layer())
     # What peft and diffusers left behind; they would take the network for one with adapters.
     vars(alone).pop("peft_config", None)
     alone._hf_peft_config_loaded = False
     return alone
-
-
-def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the trained adapter as diffusers names its weights in a file of LoRA weights."""
-    return {
-        name.replace(f".{TRAINED}.", "."): weight.detach()
-        for name, weight in network.named_parameters()
-        if f".{TRAINED}." in name
-    }
 
 
 class TrainedPart(nn.Module):

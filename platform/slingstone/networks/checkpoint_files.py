@@ -1,7 +1,7 @@
 """Reads the parts of a diffusers pipeline, and says in one sentence what is wrong with one that cannot be read."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +89,7 @@ class PipelineFiles:
             raise ValueError(f"{self}: {part} has an empty vocabulary; copy or export the checkpoint again")
         return tokenizer
 
-    def parts(self, **kinds: type[Any]) -> dict[str, Any]:
+    def parts(self, kinds: Mapping[str, type[Any]]) -> dict[str, Any]:
         """Load tokenizers, and models without gradient, by their names in the pipeline."""
         return {
             part: self.tokenizer(part, kind)

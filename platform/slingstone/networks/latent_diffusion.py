@@ -60,8 +60,10 @@ def load(
     _check_timestep(files, schedule, generator_timestep, generator_noise_level)
     vae = files.model("vae", AutoencoderKL)
     side = network.config["sample_size"]
+    prompting = files.parts(layout.prompting)
+    settings = {name: files.index.get(name, default) for name, default in layout.settings.items()}
     # Each of the VAE's levels but one halves the picture.
-    prompting = layout.prompting(files, side * 2 ** (len(vae.config["block_out_channels"]) - 1))
+    encoder = layout.encoder(prompting, side * 2 ** (len(vae.config["block_out_channels"]) - 1), settings)
 
     one_step, one_step_prediction = _start("generator", generator, shared, lora)
     online, online_prediction = _start("assistant", assistant or reference, shared, lora)
@@ -76,11 +78,11 @@ def load(
         ).to(device),
         assistant=ScoreNetwork(online, call, online_prediction, schedule).to(device),
         reference=ScoreNetwork(network, call, shared.prediction, schedule).requires_grad_(False).to(device),
-        text_encoder=prompting.encoder.to(device),
+        text_encoder=encoder.to(device),
         decoder=VaeDecoder(vae, decode_chunk).to(device),
         schedule=schedule,
         latent_shape=(network.config["in_channels"], side, side),
-        pipeline=LatentPipeline(layout, vae, prompting.parts, network, config),
+        pipeline=LatentPipeline(layout, vae, prompting | settings, network, config),
     )
 
 

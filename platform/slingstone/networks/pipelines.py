@@ -25,7 +25,7 @@ class LatentPipeline:
     Attributes:
         layout: the class of the checkpoint.
         vae: the autoencoder.
-        prompting: tokenizers and text encoders by their names in the pipeline; see `Prompting.parts`.
+        prompting: tokenizers, text encoders and their settings by their names in the pipeline.
         network: the reference's, shared and not copied.
         scheduler_config: of the checkpoint.
     """

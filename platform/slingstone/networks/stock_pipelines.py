@@ -56,17 +56,31 @@ def stock_sampler(
         loaded.register_modules(**{name: network_like(loaded.components[name], "weights", weights, tensors)})
     loaded.to(device)
     network = loaded.components[name]
-    encoders = [part for part in loaded.components.values() if isinstance(part, nn.Module) and _encodes_text(part)]
+    modules = [part for part in loaded.components.values() if isinstance(part, nn.Module)]
+    encoders = [part for part in modules if type(part).__module__.startswith("transformers.")]
     arguments = {"num_inference_steps": steps} | dict(call or {})
     if "timesteps" in arguments or "sigmas" in arguments:
         arguments.pop("num_inference_steps")
 
     @torch.no_grad()
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
-        rows, encoding = _Counter(network.device), _Counter(network.device)
-        hooks = [network.register_forward_pre_hook(rows.count, with_kwargs=True)]
+        rows, encoding, started = 0, 0.0, 0.0
+
+        def count(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal rows
+            rows += len(arguments[0] if arguments else named.get("hidden_states", named.get("sample", ())))
+
+        def start_encoding(*_: Any) -> None:
+            nonlocal started
+            started = now(network.device)
+
+        def stop_encoding(*_: Any) -> None:
+            nonlocal encoding
+            encoding += now(network.device) - started
+
+        hooks = [network.register_forward_pre_hook(count, with_kwargs=True)]
         for part in encoders:
-            hooks += [part.register_forward_pre_hook(encoding.start), part.register_forward_hook(encoding.stop)]
+            hooks += [part.register_forward_pre_hook(start_encoding), part.register_forward_hook(stop_encoding)]
         try:
             start = now(network.device)
             images = loaded(
@@ -76,36 +90,10 @@ def stock_sampler(
                 output_type="pt",
                 **arguments,
             ).images
-            seconds = now(network.device) - start - encoding.seconds
+            seconds = now(network.device) - start - encoding
         finally:
             for hook in hooks:
                 hook.remove()
-        return Pictures(images.float().clamp(0, 1), seconds, max(1, rows.rows // len(prompts)))
+        return Pictures(images.float().clamp(0, 1), seconds, max(1, rows // len(prompts)))
 
     return sample
-
-
-def _encodes_text(part: nn.Module) -> bool:
-    return type(part).__module__.startswith("transformers.")
-
-
-class _Counter:
-    """Hooks that count rows and add up time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.rows = 0
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def count(self, _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Add the rows of a call of the network."""
-        self.rows += len(arguments[0] if arguments else named.get("hidden_states", named.get("sample", ())))
-
-    def start(self, _module: nn.Module, _arguments: tuple[Any, ...]) -> None:
-        """Start the clock."""
-        self._started = now(self.device)
-
-    def stop(self, _module: nn.Module, _arguments: tuple[Any, ...], _result: Any) -> None:
-        """Stop the clock."""
-        self.seconds += now(self.device) - self._started

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from slingstone.config import Runtime
 
 BUCKET = 500_000_000
-"""Weights whose gradients DeepSpeed reduces together; `engine.BUCKET`, which cannot be imported without torch."""
+"""Most weights whose gradients DeepSpeed reduces together; it sets aside memory for so many."""
 MESSAGE = 500_000_000
 """Weights whose gradients it sends together at stage 0, where no bucket is configured."""
 GATHERED = 1_000_000_000

@@ -169,7 +169,7 @@ def sizes(experiment: Experiment) -> Sizes:
             if (published.network, published.vae) == (network, vae):
                 return Sizes("the headers of the weights", network, vae, text, *_known(experiment, published))
         from slingstone.networks.adapters import Adapter
-        from slingstone.networks.meta import traced
+        from slingstone.networks.footprint import traced
 
         lora = experiment.models.lora and Adapter(
             experiment.models.lora.rank, 1.0, experiment.models.lora.target_modules

@@ -108,4 +108,4 @@ PUBLISHED = {
     "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
     "PixArt-alpha/PixArt-XL-2-512x512": _PIXART,
 }
-"""By hub id; counted by `networks.activations` on the architectures that these pipelines' configurations describe."""
+"""By hub id; counted by `networks.footprint` on the architectures that these pipelines' configurations describe."""

@@ -83,7 +83,7 @@ def picture_side(experiment: Experiment) -> int:
     """Return the height and width of the published families' pictures; of others, by the decoder's work."""
     if experiment.models.reference in PUBLISHED:
         return 1024 if "xl-base" in experiment.models.reference else 512
-    from slingstone.networks.meta import picture_side as counted
+    from slingstone.networks.footprint import picture_side as counted
 
     return counted(Path(experiment.models.reference))
 

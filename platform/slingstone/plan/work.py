@@ -97,7 +97,7 @@ def work_of(experiment: Experiment) -> Work:
     """
     reference = experiment.models.reference
     if Path(reference).is_dir():
-        from slingstone.networks.meta import forward_flops
+        from slingstone.networks.footprint import forward_flops
 
         network, decoder = forward_flops(Path(reference))
         return Work(float(network), float(decoder))

@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from slingstone.config import Runtime
-from slingstone.networks.activations import LiveBytes
+from slingstone.networks.footprint import LiveBytes
 from slingstone.networks.sampling import one_step_sampler
 from workbench.benchmark.architecture import SD15, SDXL, VARIANTS, Architecture, Variant, random_family, trainer_of
 

@@ -1,10 +1,10 @@
 """Peak memory of one generator update, with and without what saves it, on a random SDXL-like network.
 
 Bytes are those of tensors: every operation's results, from when they are made until they are freed
-(`networks.activations.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
+(`networks.footprint.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
 """
 
-from slingstone.networks.activations import LiveBytes
+from slingstone.networks.footprint import LiveBytes
 from workbench.benchmark.architecture import VARIANTS, Architecture, Variant, random_family, trainer_of
 
 PARTS = ("resting", "peak")
