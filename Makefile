@@ -30,7 +30,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate claims world mlflow stop test test-slow soak test-ui infra-services check format bench bench-rewards bench-gpu parity clean
+.PHONY: help setup align sweep evaluate claims world mlflow stop test test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ stop: $(STAMP) ## stop the local Ray cluster that `make align` started
 test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
 	$(BIN)/python -m pytest -m "not gpu and not slow and not ui" --cov=slingstone.objectives --cov=slingstone.step \
 	  --cov=reward_services --cov-report=term --cov-fail-under=85
+
+test-gpu: $(STAMP) ## on a GPU: networks, engines, rewards and whole runs, in 8 minutes; SLINGSTONE_GPU_REHEARSAL=1 tries it, tiny, on the CPU
+	DS_ACCELERATOR=$(if $(SLINGSTONE_GPU_REHEARSAL),cpu,cuda) $(BIN)/python -m pytest -m gpu tests/gpu -s --durations=0
 
 test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, and save docs/mlflow-compare.png
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"

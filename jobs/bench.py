@@ -1,4 +1,4 @@
-"""Measure the platform's cost: python jobs/bench.py CONFIG.yaml [--rounds 8] [--steps 4] [dotted.path=value ...]."""
+"""Measure the platform's cost: jobs/bench.py CONFIG.yaml [--rounds 8] ...; needs the workbench, so a clone."""
 
 import argparse
 import sys
@@ -8,10 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load  # noqa: E402
-from slingstone.driver import (  # noqa: E402
-    preflight,
-    shell,
-)
+from slingstone.driver import preflight, shell  # noqa: E402
 
 ARGUMENTS = shell.parser(
     "Measure a run's platform tax and the reward latency that it hides.",

@@ -1,4 +1,4 @@
-"""Measure steps at published sizes, and one step against FLUX-dev's fifty: python jobs/bench_gpu.py [--write PAGE]."""
+"""Measure steps at published sizes on a GPU: jobs/bench_gpu.py [--write PAGE]; needs the workbench, so a clone."""
 
 import argparse
 import sys
@@ -26,13 +26,13 @@ def main() -> int:
     if not given.tiny and not torch.cuda.is_available():
         print("error: no GPU that torch can use; --tiny runs the same on the CPU with tiny networks", file=sys.stderr)
         return 1
-    where = gpu.machine(torch.device("cpu" if given.tiny else "cuda"))
+    device = torch.device("cpu" if given.tiny else "cuda")
     models = {"a tiny model": sdxl_like(side=8, width=32, depth=1)} if given.tiny else gpu.MODELS
     repeats = 1 if given.tiny else gpu.REPEATS
-    found = {name: gpu.steps(architecture, given.batch, where.device, repeats) for name, architecture in models.items()}
+    found = {name: gpu.steps(architecture, given.batch, device, repeats) for name, architecture in models.items()}
     name, largest = list(models.items())[-1]
-    race = gpu.race(name, largest, gpu.TINY if given.tiny else gpu.FLUX, where.device)
-    text = gpu.report(where, found, given.batch, race, " ".join(["python jobs/bench_gpu.py", *sys.argv[1:]]))
+    race = gpu.race(name, largest, gpu.TINY if given.tiny else gpu.FLUX, device)
+    text = gpu.report(device, found, given.batch, race, " ".join(["python jobs/bench_gpu.py", *sys.argv[1:]]))
     print(text)
     if given.write:
         given.write.write_text(replaced(given.write.read_text(), text))

@@ -1,4 +1,4 @@
-"""Measure what saves memory, on a CPU: python jobs/bench_memory.py [--side 32] [--width 64] [--depth 2] [--batch 2]."""
+"""Measure what saves memory, on a CPU: jobs/bench_memory.py [--side 32] ...; needs the workbench, so a clone."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Put claims to the test: python jobs/claims.py CONFIG.yaml [--dry-run] [dotted.path=value ...]."""
+"""Put claims to the test: jobs/claims.py CONFIG.yaml [--dry-run] [path=value ...]; needs the workbench, so a clone."""
 
 import argparse
 import sys
@@ -9,8 +9,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is i
 
 from slingstone.config import load_as, to_yaml  # noqa: E402
 from slingstone.driver import shell  # noqa: E402
-from workbench.claims import cells  # noqa: E402
-from workbench.claims.settings import Claims  # noqa: E402
+from workbench.claims import plan  # noqa: E402
 
 ARGUMENTS = shell.parser(
     "Compare ways of training over seeds, and write down what comes out.",
@@ -22,7 +21,7 @@ ARGUMENTS = shell.parser(
 
 def study(given: argparse.Namespace) -> None:
     """Check every run of all studies, then hand over to the driver."""
-    planned = cells.prepare(load_as(Claims, given.config, given.overrides))
+    planned = plan.prepare(load_as(plan.Claims, given.config, given.overrides))
     if given.dry_run:
         print(f"{to_yaml(planned.claims)}# {len(planned.runs)} runs for {len(planned.cells)} cells")
         return

@@ -1,4 +1,4 @@
-"""Demand that the native rewards equal the upstream packages: python jobs/parity.py DIRECTORY [--golden ...] [--pip].
+"""Demand that the native rewards equal the upstream packages: python jobs/parity.py DIRECTORY [--golden ...].
 
 DIRECTORY keeps the packages' environments. The packages judge by themselves, and as services with `backend: upstream`.
 """
@@ -16,7 +16,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--golden", type=Path, help="also keep upstream's results there, for the tests")
-    parser.add_argument("--pip", action="store_true", help="serve in environments that Ray makes, which takes minutes")
     given = parser.parse_args()
     root, found = given.directory.absolute(), []
     for row, result in check.by_package(root):
@@ -26,10 +25,9 @@ def main() -> int:
             given.golden.mkdir(parents=True, exist_ok=True)
             shutil.copy(result, given.golden)
     with check.local_cluster():
-        for row in check.by_service(root, prepared=not given.pip):
+        for row in check.by_service(root):
             print(f"as a service {row}", flush=True)
             found.append(row)
-    print(f"hpsv2==1.2.0 {check.original_hpsv2(root)}")
     return 0 if all(row.equal for row in found) else 1
 
 

@@ -1,4 +1,7 @@
-"""A run under faults against the same undisturbed: python jobs/soak.py CONFIG.yaml [--faults N] [path=value ...]."""
+"""Run under faults: jobs/soak.py CONFIG.yaml [--faults N] [path=value ...]; needs the workbench, so a clone.
+
+Compares the end of the run with that of the same run undisturbed.
+"""
 
 import argparse
 import sys
@@ -8,10 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone.config import load  # noqa: E402
-from slingstone.driver import (  # noqa: E402
-    preflight,
-    shell,
-)
+from slingstone.driver import preflight, shell  # noqa: E402
 
 ARGUMENTS = shell.parser(
     "Run twice, once under faults, and compare bit for bit.",
@@ -24,13 +24,12 @@ ARGUMENTS.add_argument("--faults", type=int, default=20, help="how many, spread 
 def soak(given: argparse.Namespace) -> None:
     """Soak on a head and an MLflow server of its own; an error names every claim that does not hold."""
     experiment = preflight.prepare(load(given.config, given.overrides))
-    from workbench import soak  # imports torch and ray, which take seconds
+    from workbench.soak import faults, run  # import torch and ray, which take seconds
 
-    faults = soak.plan(experiment.seed, experiment.training.num_images, given.faults)
-    outcome = soak.soak(experiment, faults, shell.say)
-    shell.say(soak.report(outcome, Path(experiment.storage)))
-    if not outcome.holds:
-        broken = [verdict.claim for verdict in outcome.verdicts if not verdict.holds]
+    planned = faults.plan(experiment.seed, experiment.training.num_images, given.faults)
+    outcome = run.soak(experiment, planned, shell.say)
+    shell.say(outcome.report(Path(experiment.storage)))
+    if broken := [verdict.claim for verdict in outcome.verdicts if not verdict.holds]:
         raise RuntimeError(f"it does not hold that {'; '.join(broken)}")
 
 

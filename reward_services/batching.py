@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -36,14 +37,18 @@ class _Request:
     future: asyncio.Future[Result]
     arrived: float = field(default_factory=time.monotonic)
 
+    def shares_a_pass_with(self, other: "_Request") -> bool:
+        return self.compute == other.compute and self.images.shape[1:] == other.images.shape[1:]
 
+
+@dataclass
 class Batcher:
     """Groups concurrent requests into forward passes of at most `max_images` pictures of one size.
 
-    While one pass is computed, arriving requests gather for the next; `ray.serve.batch` instead closes a batch when
-    its wait is over even though nothing is free to compute it, and counts requests of any shape together.
+    While one pass is computed, arriving requests gather for the next. Not `ray.serve.batch`: it mixes sizes, refuses a
+    request larger than a batch, lets one request fail its neighbours, and closes a batch when nothing is free.
 
-    Args:
+    Attributes:
         compute: `(images, prompts) -> (scores, gradients)`; runs in one thread of its own, never twice at once, so
             that the event loop keeps answering health checks.
         max_images: most pictures of one pass. A larger request is computed in several.
@@ -51,20 +56,13 @@ class Batcher:
         observe: is told of every pass that succeeded.
     """
 
-    def __init__(
-        self,
-        compute: Compute,
-        max_images: int,
-        wait_s: float = 0.0,
-        observe: Callable[[Pass], None] = lambda done: None,
-    ):
-        self._compute = compute
-        self._max_images = max_images
-        self._wait_s = wait_s
-        self._observe = observe
-        self._waiting: deque[_Request] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
-        self._worker: asyncio.Task[None] | None = None
+    compute: Compute
+    max_images: int
+    wait_s: float = 0.0
+    observe: Callable[[Pass], None] = lambda done: None
+    _waiting: deque[_Request] = field(default_factory=deque)
+    _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "reward"))
+    _worker: asyncio.Task[None] | None = None
 
     async def submit(self, images: np.ndarray, prompts: Sequence[str], compute: Compute | None = None) -> Result:
         """Return the scores and gradients of one request, whatever it was batched with.
@@ -75,7 +73,7 @@ class Batcher:
             compute: another way to compute than usual; only requests of the same way share a pass.
         """
         loop = asyncio.get_running_loop()
-        request = _Request(images, list(prompts), compute or self._compute, loop.create_future())
+        request = _Request(images, list(prompts), compute or self.compute, loop.create_future())
         self._waiting.append(request)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
@@ -87,7 +85,7 @@ class Batcher:
 
     async def _work(self) -> None:
         """Compute until nobody waits."""
-        await asyncio.sleep(self._wait_s)
+        await asyncio.sleep(self.wait_s)
         while self._waiting:
             batch = self._take()
             if batch:
@@ -98,11 +96,9 @@ class Batcher:
         batch: list[_Request] = []
         count = 0
         left: deque[_Request] = deque()
-        for request in self._waiting:
-            if request.future.done():
-                continue
-            fits = count + len(request.images) <= self._max_images
-            if not batch or (fits and not left and _alike(request, batch[0])):
+        for request in (request for request in self._waiting if not request.future.done()):
+            fits = count + len(request.images) <= self.max_images
+            if not batch or (fits and not left and request.shares_a_pass_with(batch[0])):
                 batch.append(request)
                 count += len(request.images)
             else:
@@ -126,7 +122,7 @@ class Batcher:
                 batch[0].future.set_exception(error)
             return
         queued_s = tuple(begun - request.arrived for request in batch)
-        self._observe(Pass(len(images), time.monotonic() - begun, queued_s))
+        self.observe(Pass(len(images), time.monotonic() - begun, queued_s))
         start = 0
         for request in batch:
             end = start + len(request.images)
@@ -135,15 +131,12 @@ class Batcher:
             start = end
 
     def _in_passes(self, compute: Compute, images: np.ndarray, prompts: list[str]) -> Result:
-        starts = range(0, len(images), self._max_images)
+        size = self.max_images
         passes = [
-            compute(images[start : start + self._max_images], prompts[start : start + self._max_images])
-            for start in starts
+            compute(images[start : start + size], prompts[start : start + size])
+            for start in range(0, len(images), size)
         ]
         if len(passes) == 1:
             return passes[0]
-        return np.concatenate([scores for scores, _ in passes]), np.concatenate([gradient for _, gradient in passes])
-
-
-def _alike(one: _Request, other: _Request) -> bool:
-    return one.compute == other.compute and one.images.shape[1:] == other.images.shape[1:]
+        scores, gradients = zip(*passes, strict=True)
+        return np.concatenate(scores), np.concatenate(gradients)

@@ -5,6 +5,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,74 +17,49 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, TaskCan
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from torch import Tensor
 
-from reward_services.gradient import differentiable, score_and_gradient
+from reward_services.gradient import differentiable as differentiable
+from reward_services.gradient import score_and_gradient
+from reward_services.pending import Answer, FullQueue, LazyReward, LostRequest, retried
 from reward_services.protocol import (
     InvalidRequestError,
     PendingReward,
-    RewardClient,
     RewardError,
     RewardFailedError,
     RewardModel,
-    RewardOverloadedError,
     RewardUnavailableError,
+    in_a_line,
 )
-from reward_services.retry import Answer, FullQueue, LostRequest, RetriedReward, first_line
-
-__all__ = [
-    "ImageStore",
-    "InProcessClient",
-    "InvalidRequestError",
-    "PendingReward",
-    "RewardClient",
-    "RewardError",
-    "RewardFailedError",
-    "RewardOverloadedError",
-    "RewardUnavailableError",
-    "ServeClient",
-    "differentiable",
-]
 
 # Where Serve itself gives up.
 _TRANSIENT = (RayActorError, ObjectLostError, BackPressureError, DeploymentUnavailableError, TaskCancelledError)
 
 
+@dataclass(frozen=True)
 class InProcessClient:
     """A reward model in this process, on its own device: for tests, small rewards and evaluation.
 
-    Args:
+    Attributes:
         model: frozen, in eval mode.
         name: what errors call it.
     """
 
-    def __init__(self, model: RewardModel, name: str = "in-process"):
-        self._model = model
-        self._name = name
+    model: RewardModel
+    name: str = "in-process"
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Return the request; it is computed when its result is asked for."""
-        pixels = images.detach().to(torch.promote_types(images.dtype, torch.float32))
-        return _InProcessReward(self._model, self._name, pixels, list(prompts))
+        pixels, asked = images.detach().to(torch.promote_types(images.dtype, torch.float32)), list(prompts)
 
-
-class _InProcessReward:
-    def __init__(self, model: RewardModel, name: str, images: Tensor, prompts: list[str]):
-        self._model = model
-        self._name = name
-        self._images = images
-        self._prompts = prompts
-        self._answer: tuple[Tensor, Tensor] | None = None
-
-    def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
-        if self._answer is None:
-            if len(self._prompts) != len(self._images):
-                raise InvalidRequestError(
-                    self._name, f"{len(self._prompts)} prompts for {len(self._images)} pictures: send one a picture"
-                )
+        def find() -> tuple[Tensor, Tensor]:
+            if len(asked) != len(pixels):
+                reason = f"{len(asked)} prompts for {len(pixels)} pictures: send one a picture"
+                raise InvalidRequestError(self.name, reason)
             try:
-                self._answer = score_and_gradient(self._model, self._images, self._prompts)
+                return score_and_gradient(self.model, pixels, asked)
             except Exception as error:
-                raise RewardFailedError(self._name, f"{type(error).__name__}: {error}") from error
-        return self._answer
+                raise RewardFailedError(self.name, f"{type(error).__name__}: {error}") from error
+
+        return LazyReward(find)
 
 
 class ImageStore:
@@ -91,8 +67,7 @@ class ImageStore:
 
     Share one among the clients of one process.
 
-    Args:
-        put: stores an array and returns what a service can be sent instead.
+    By default `put` is Ray's: it stores an array and returns what a service can be sent instead.
     """
 
     def __init__(self, put: Callable[[np.ndarray], Any] = ray.put) -> None:
@@ -111,16 +86,13 @@ class ImageStore:
 
 
 class ServeClient:
-    """A reward service of the Ray cluster that this process is connected to.
+    """A reward service of this process's Ray cluster; RewardUnavailableError if no such application is deployed.
 
     Args:
         name: of the reward; its Serve application is `reward-<name>`.
         deadline_s: how long `result` waits and retries before it raises.
         store: shares one copy of the pictures with the clients of other rewards.
         prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
-
-    Raises:
-        RewardUnavailableError: no such application is deployed.
     """
 
     def __init__(self, name: str, deadline_s: float = 60.0, store: ImageStore | None = None, *, prepared: bool = False):
@@ -138,41 +110,37 @@ class ServeClient:
         def send() -> _ServeResponse:
             return _ServeResponse(self.name, self._handle.score_and_gradient.remote(*arguments))
 
-        return RetriedReward(self.name, send, self._deadline_s, images.device)
+        return retried(self.name, send, self._deadline_s, images.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the service says of itself, see `RewardService.describe`.
-
-        Raises:
-            RewardUnavailableError: no answer before the deadline.
-        """
+        """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
         try:
             return self._handle.describe.remote().result(timeout_s=self._deadline_s)
         except (TimeoutError, *_TRANSIENT) as error:
-            reason = f"does not describe itself: {type(error).__name__}: {first_line(error)}"
-            raise RewardUnavailableError(self.name, reason) from error
+            raise RewardUnavailableError(self.name, f"does not describe itself: {in_a_line(error)}") from error
 
 
+@dataclass(frozen=True)
 class _ServeResponse:
     """One call of a handle."""
 
-    def __init__(self, name: str, response: Any):
-        self._name = name
-        self._response = response
+    name: str
+    response: Any
 
-    def result(self, timeout_s: float) -> Answer:
+    def result(self, timeout_s: float, /) -> Answer:
         try:
-            return self._response.result(timeout_s=timeout_s)
+            return self.response.result(timeout_s=timeout_s)
         except BackPressureError as error:
-            raise FullQueue(f"{type(error).__name__}: {first_line(error)}") from error
+            raise FullQueue(in_a_line(error)) from error
         except _TRANSIENT as error:
-            _handle(self._name)  # raises at once if the whole application is gone
-            raise LostRequest(f"{type(error).__name__}: {first_line(error)}") from error
+            _handle(self.name)  # raises at once if the whole application is gone
+            raise LostRequest(in_a_line(error)) from error
         except RayTaskError as error:
-            raise _cause(self._name, error) from error
+            said = error.cause
+            raise said if isinstance(said, RewardError) else RewardFailedError(self.name, in_a_line(said)) from error
 
     def cancel(self) -> None:
-        self._response.cancel()
+        self.response.cancel()
 
 
 def _handle(name: str) -> Any:
@@ -183,11 +151,3 @@ def _handle(name: str) -> Any:
         raise RewardUnavailableError(
             name, f"no Serve application 'reward-{name}' is running; deploy it, or let the job manage its rewards"
         ) from error
-
-
-def _cause(name: str, error: RayTaskError) -> RewardError:
-    """Return what the service raised, without Ray's wrapping."""
-    cause = error.cause
-    if isinstance(cause, RewardError):
-        return cause
-    return RewardFailedError(name, f"{type(cause).__name__}: {first_line(cause)}")

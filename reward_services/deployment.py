@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -33,7 +30,7 @@ from reward_services.protocol import (
     check_request,
 )
 from reward_services.spec import RewardSpec, label_selector
-from reward_services.upstream.environment import actor_options
+from reward_services.upstream.environment import actor_options, versions
 
 logger = logging.getLogger("ray.serve")
 _HEALTH_CHECK_TIMEOUT_S = 30.0
@@ -57,20 +54,24 @@ class RewardService:
             # To Ray a share is a number; without this one reward could leave no memory to its neighbours.
             torch.cuda.set_per_process_memory_fraction(self._spec.num_gpus)
         self._model = load(self._spec)
-        self._rule = self._model.preprocess if isinstance(self._model, Preprocessed) else None
-        self._on_inputs = on_inputs(self._model) if isinstance(self._model, Preprocessed) else self._model
+        self._rule, self._on_inputs = None, self._model
+        if isinstance(self._model, Preprocessed):
+            self._rule, self._on_inputs = self._model.preprocess, on_inputs(self._model)
         self._metrics = ServiceMetrics(self._spec.name)
         self._observe = observe
-        self._batcher = Batcher(
-            self._compute, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._passed
-        )
-        self._http = HttpIngress(
-            self._spec.name, self._spec.http, self._judge_asked, self._description, self._metrics.failed
-        )
+        self._batcher = Batcher(self._judge, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._passed)
         self._test: asyncio.Task[None] | None = None
         # A model that cannot judge its test picture is not served; this also warms up what is compiled at first use.
         found = self._judge(self_test.picture(), [self_test.PROMPT])
         self._test_score = self_test.check(self._spec, *found, found_before=None)
+        self._described = {
+            "spec": self._spec.model_dump(),
+            "rule": None if self._rule is None else asdict(self._rule),
+            "self_test_score": self._test_score,
+            "versions": versions(),
+        }
+        name, failed = self._spec.name, self._metrics.failed
+        self._http = HttpIngress(name, self._spec.http, self._judge_body, self._described, failed)
 
     async def __call__(self, request: Request) -> Response:
         """Answer an HTTP request, where the application has a route."""
@@ -82,17 +83,16 @@ class RewardService:
         """Return float32 scores [batch] and their gradients with respect to the pictures [batch, 3, height, width].
 
         Args:
-            images: float32 RGB pictures in [0, 1], [batch, 3, height, width].
+            images: float32 RGB pictures in [0, 1], or what `Preprocess.fitted` returned.
             prompts: one a picture.
-            prepared: whether the pictures are what `Preprocess.fitted` returned, by the rule that `describe` tells.
+            prepared: whether it is the latter.
 
         Raises:
-            InvalidRequestError: the request breaks the contract.
-            RewardFailedError: the model raised.
+            RewardError: the request breaks the contract (InvalidRequestError), or the model raised (RewardFailedError).
         """
         try:
             await asyncio.to_thread(self._check, images, prompts, prepared)
-            return await self._batcher.submit(images, prompts, self._compute_on_inputs if prepared else None)
+            return await self._batcher.submit(images, prompts, self._judge_inputs if prepared else None)
         except RewardError as error:
             self._metrics.failed(error)
             raise
@@ -102,19 +102,11 @@ class RewardService:
             raise RewardFailedError(self._spec.name, f"{type(error).__name__}: {error}") from error
 
     async def describe(self) -> dict[str, Any]:
-        """Return what this replica is.
-
-        `spec`, what it serves; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of the packages that
-        compute, by their names.
-        """
-        return self._description()
+        """Return `spec`; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of what computes, by name."""
+        return self._described
 
     async def check_health(self) -> None:
-        """Judge the test picture again.
-
-        Raises:
-            RewardFailedError: the score is not what it was; Serve then replaces the replica.
-        """
+        """Judge the test picture again; if the score moved, RewardFailedError has Serve replace the replica."""
         test = self._test or asyncio.get_running_loop().create_task(self._test_again())
         done, _ = await asyncio.wait({test}, timeout=_HEALTH_CHECK_TIMEOUT_S / 2)
         # A replica that is busy with a long pass is not ill: what the test finds then counts at the next probe.
@@ -130,17 +122,8 @@ class RewardService:
         self._metrics.passed(done)
         self._observe(done)
 
-    async def _judge_asked(self, asked: wire.Request) -> tuple[np.ndarray, np.ndarray]:
-        return await self.score_and_gradient(asked.images, asked.prompts, asked.prepared)
-
-    def _description(self) -> dict[str, Any]:
-        rule = None if self._rule is None else asdict(self._rule)
-        return {
-            "spec": self._spec.model_dump(),
-            "rule": rule,
-            "self_test_score": self._test_score,
-            "versions": _versions(),
-        }
+    async def _judge_body(self, body: wire.Request) -> tuple[np.ndarray, np.ndarray]:
+        return await self.score_and_gradient(body.images, body.prompts, body.prepared)
 
     def _check(self, images: np.ndarray, prompts: Sequence[str], prepared: bool) -> None:
         check_request(self._spec.name, images, prompts, OVERSHOOT if prepared else PIXEL_TOLERANCE)
@@ -152,17 +135,8 @@ class RewardService:
             expected = f"[batch, 3, {self._rule.size}, {self._rule.size}]"
             raise InvalidRequestError(self._spec.name, f"inputs has shape {images.shape}: send {expected}")
 
-    def _compute(self, images: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        self._sleep()
-        return self._judge(images, prompts)
-
-    def _compute_on_inputs(self, images: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        self._sleep()
-        return self._judge(images, prompts, self._on_inputs)
-
-    def _sleep(self) -> None:
-        if self._spec.simulated_latency_s:
-            time.sleep(self._spec.simulated_latency_s)
+    def _judge_inputs(self, inputs: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self._judge(inputs, prompts, self._on_inputs)
 
     def _judge(
         self, images: np.ndarray, prompts: list[str], model: RewardModel | None = None
@@ -173,20 +147,6 @@ class RewardService:
         return scores.float().cpu().numpy(), gradient.float().cpu().numpy()
 
 
-def _actor_options(spec: RewardSpec) -> dict[str, Any]:
-    selector = {} if spec.node_label is None else {"label_selector": label_selector(spec.node_label)}
-    return {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **selector, **actor_options(spec)}
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of what is installed where this process runs, of what scores depend on."""
-    installed = {}
-    for name in ("ray", "torch", "transformers", "torchvision", "image-reward", "hpsv2x"):
-        with suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed
-
-
 def build(args: RewardSpec) -> Application:
     """Return the application of one reward, for `serve.run`, `serve deploy` and configs/serve alike."""
     spec = RewardSpec(**{name: getattr(args, name) for name in RewardSpec.model_fields})
@@ -195,6 +155,8 @@ def build(args: RewardSpec) -> Application:
 
 def options(spec: RewardSpec) -> dict[str, Any]:
     """Return what Serve must be told of a reward: replicas, queues, resources, health, draining, environment."""
+    selector = {} if spec.node_label is None else {"label_selector": label_selector(spec.node_label)}
+    actor = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, **selector, **actor_options(spec)}
     replicas: dict[str, Any] = {"num_replicas": spec.num_replicas}
     if spec.max_replicas is not None:
         replicas = {
@@ -210,7 +172,7 @@ def options(spec: RewardSpec) -> dict[str, Any]:
         # Enough in flight to fill one pass while another is computed, even if every request carries one picture.
         "max_ongoing_requests": 2 * spec.max_batch_images,
         "max_queued_requests": spec.max_queued_requests,
-        "ray_actor_options": _actor_options(spec),
+        "ray_actor_options": actor,
         "health_check_period_s": spec.health_check_period_s,
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
         # A wrong checkpoint stays wrong: say so at once. Replicas that once ran are restarted for ever.

@@ -28,11 +28,7 @@ def differentiable(images: Float[Tensor, "batch 3 height width"], pending: Pendi
     """Return the scores of a submitted request as a function of `images`, for autograd.
 
     The backward pass is the vector-Jacobian product `v_i d s_i / d image_i`; nothing is sent again, so neither call
-    this within a checkpointed region nor ask for second derivatives.
-
-    Args:
-        images: the pictures that were submitted; may require gradient.
-        pending: what `submit` returned for them.
+    this within a checkpointed region nor ask for second derivatives. `pending` is what `submit` returned for `images`.
     """
     return _Scores.apply(images, pending)  # pyright: ignore[reportReturnType]
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from urllib3.exceptions import HTTPError
 
-from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError
-from reward_services.retry import Answer, FullQueue, LostRequest, RetriedReward, first_line
+from reward_services.pending import Answer, FullQueue, LostRequest, retried
+from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError, in_a_line
 from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, Request, decode_answer, decode_error, encode_request
 
 _CONNECTIONS = 8
@@ -49,18 +49,13 @@ class HttpClient:
         pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
         request = Request(pixels, list(prompts), self._prepared)
 
-        def send() -> _HttpResponse:
-            return _HttpResponse(self._threads.submit(self._post, request))
+        def send() -> Future[Answer]:
+            return self._threads.submit(self._post, request)
 
-        return RetriedReward(self.name, send, self._deadline_s, images.device)
+        return retried(self.name, send, self._deadline_s, images.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the service says of itself, see `RewardService.describe`.
-
-        Raises:
-            RewardUnavailableError: nobody answered.
-            UnauthorisedError: the service wants another token.
-        """
+        """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
         try:
             return json.loads(self._exchange("GET"))
         except LostRequest as error:
@@ -73,16 +68,11 @@ class HttpClient:
         return decode_answer(self.name, body, request.images.shape)
 
     def _exchange(self, method: str, body: bytes | None = None) -> bytes:
-        """Return the body of a successful answer.
-
-        Raises:
-            RewardError: the service said what is wrong, or there is no such service.
-            LostRequest: nobody answered, or somebody in the service's place.
-        """
+        """Return the body of a successful answer; LostRequest if nobody answered, or somebody else."""
         try:
             response = self._pool.request(method, self._url, body=body, headers=self._headers)
         except HTTPError as error:
-            raise LostRequest(f"{type(error).__name__}: {first_line(error)}") from error
+            raise LostRequest(in_a_line(error)) from error
         if response.status == 200:
             return response.data
         said = decode_error(response.data)
@@ -96,16 +86,3 @@ class HttpClient:
             raise FullQueue("HTTP status 503: the queue is full")
         # 503 is a service between two replicas, 500 without words a replica that died, 502 and 504 come from proxies.
         raise LostRequest(f"HTTP status {response.status}")
-
-
-class _HttpResponse:
-    """One exchange, in a thread of its own."""
-
-    def __init__(self, future: "Future[Answer]"):
-        self._future = future
-
-    def result(self, timeout_s: float) -> Answer:
-        return self._future.result(timeout_s)
-
-    def cancel(self) -> None:
-        self._future.cancel()

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,54 +15,40 @@ from starlette.responses import Response
 
 from reward_services.protocol import MalformedRequestError, RewardError, UnauthorisedError
 from reward_services.spec import HttpSpec
-from reward_services.wire import (
-    MEDIA_TYPE,
-    TOKEN_VARIABLE,
-    decode_request,
-    encode_answer,
-    encode_error,
-    too_large,
-)
+from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, decode_request, encode_answer, encode_error, too_large
 from reward_services.wire import Request as Asked
 
 
+@dataclass(frozen=True)
 class HttpIngress:
     """Turns HTTP requests into calls, and errors into answers that name them.
 
-    Args:
+    Attributes:
         reward: name for messages.
         settings: access and limits.
         judge: answers a request that is well formed.
-        describe: what a GET returns.
+        described: what a GET returns.
         failed: is told of every error that `judge` did not see.
     """
 
-    def __init__(
-        self,
-        reward: str,
-        settings: HttpSpec,
-        judge: Callable[[Asked], Awaitable[tuple[np.ndarray, np.ndarray]]],
-        describe: Callable[[], Mapping[str, Any]],
-        failed: Callable[[RewardError], None],
-    ):
-        self._reward = reward
-        self._settings = settings
-        self._judge = judge
-        self._describe = describe
-        self._failed = failed
+    reward: str
+    settings: HttpSpec
+    judge: Callable[[Asked], Awaitable[tuple[np.ndarray, np.ndarray]]]
+    described: Mapping[str, Any]
+    failed: Callable[[RewardError], None]
 
     async def answer(self, request: Request) -> Response:
         """Return the response to any HTTP request; raises nothing that a client can cause."""
         try:
             self._authorise(request)
             if request.method == "GET":
-                return Response(json.dumps(self._describe()), media_type="application/json")
+                return Response(json.dumps(self.described), media_type="application/json")
             asked = await self._read(request)
         except RewardError as error:
-            self._failed(error)
+            self.failed(error)
             return _refusal(error)
         try:
-            scores, gradient = await self._judge(asked)
+            scores, gradient = await self.judge(asked)
         except RewardError as error:
             return _refusal(error)
         return Response(await asyncio.to_thread(encode_answer, scores, gradient), media_type=MEDIA_TYPE)
@@ -72,28 +59,27 @@ class HttpIngress:
         # In constant time, so that its duration does not tell how much of a guess was right.
         if token and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
             return
-        if self._settings.access == "loopback" and _is_loopback(request):
+        if self.settings.access == "loopback" and _is_loopback(request):
             return
-        if not token and self._settings.access == "token":
+        if not token and self.settings.access == "token":
             reason = f"has no token: set {TOKEN_VARIABLE} where the service runs, or http.access: loopback"
         else:
             reason = f"wants the header 'Authorization: Bearer ...' with its {TOKEN_VARIABLE}"
-        raise UnauthorisedError(self._reward, reason)
+        raise UnauthorisedError(self.reward, reason)
 
     async def _read(self, request: Request) -> Asked:
         if request.method != "POST" or request.headers.get("content-type") != MEDIA_TYPE:
             found = f"{request.method} of {request.headers.get('content-type')}"
-            raise MalformedRequestError(self._reward, f"{found}: POST {MEDIA_TYPE}, or GET the description")
-        limit = self._settings.max_body_bytes
+            raise MalformedRequestError(self.reward, f"{found}: POST {MEDIA_TYPE}, or GET the description")
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > limit:
-            raise too_large(self._reward, int(declared), self._settings)
+        if declared.isdecimal() and int(declared) > self.settings.max_body_bytes:
+            raise too_large(self.reward, int(declared), self.settings)
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > limit:
-                raise too_large(self._reward, len(body), self._settings)
-        return await asyncio.to_thread(decode_request, self._reward, body, self._settings)
+            if len(body) > self.settings.max_body_bytes:
+                raise too_large(self.reward, len(body), self.settings)
+        return await asyncio.to_thread(decode_request, self.reward, bytes(body), self.settings)
 
 
 def _is_loopback(request: Request) -> bool:

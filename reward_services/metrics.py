@@ -12,17 +12,13 @@ class ServiceMetrics:
     """The instruments of one reward: `ray_reward_batch_images`, `_queue_seconds`, `_compute_seconds`, `_errors`."""
 
     def __init__(self, reward: str):
-        labels = {"reward": reward}
         self._images = Histogram("reward_batch_images", "Pictures computed together.", _IMAGES, ("reward",))
-        self._queue = Histogram(
-            "reward_queue_seconds", "From a request's arrival at a replica to its computation.", _SECONDS, ("reward",)
-        )
-        self._compute = Histogram(
-            "reward_compute_seconds", "Computation of the pictures of a batch.", _SECONDS, ("reward",)
-        )
+        queued, computed = "From a request's arrival at a replica to its computation.", "Computation of a batch."
+        self._queue = Histogram("reward_queue_seconds", queued, _SECONDS, ("reward",))
+        self._compute = Histogram("reward_compute_seconds", computed, _SECONDS, ("reward",))
         self._errors = Counter("reward_errors", "Requests that ended with an error.", ("reward", "error"))
         for instrument in (self._images, self._queue, self._compute, self._errors):
-            instrument.set_default_tags(labels)
+            instrument.set_default_tags({"reward": reward})
 
     def passed(self, done: Pass) -> None:
         """Take note of a batch."""

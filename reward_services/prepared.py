@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reward_services.pending import LazyReward
 from reward_services.preprocess import Preprocess
 from reward_services.protocol import PendingReward, RewardClient, RewardModel
 
@@ -26,38 +28,30 @@ def on_inputs(model: Preprocessed) -> RewardModel:
     return view
 
 
+@dataclass(frozen=True)
 class PreparingClient:
     """Preprocesses pictures where they are, and asks another client about the small ones.
 
     Scores and gradients are those of the service's own preprocessing, bit for bit on the same kind of device.
 
-    Args:
+    Attributes:
         client: asks the service about inputs: a `ServeClient` or `HttpClient` with `prepared=True`.
         rule: the reward's own, as `describe` tells it.
     """
 
-    def __init__(self, client: RewardClient, rule: Preprocess):
-        self._client = client
-        self._rule = rule
+    client: RewardClient
+    rule: Preprocess
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Preprocess and send RGB pictures in [0, 1] with their prompts; does not wait."""
         leaf = images.detach().float().requires_grad_(True)
         with torch.enable_grad():
-            inputs = self._rule.fitted(leaf)
-        return _Prepared(self._client.submit(inputs.detach(), prompts), leaf, inputs)
+            inputs = self.rule.fitted(leaf)
+        pending = self.client.submit(inputs.detach(), prompts)
 
+        def find() -> tuple[Tensor, Tensor]:
+            scores, gradient = pending.result()
+            (pulled,) = torch.autograd.grad(inputs, leaf, gradient)
+            return scores, pulled
 
-class _Prepared:
-    def __init__(self, pending: PendingReward, images: Tensor, inputs: Tensor):
-        self._pending = pending
-        self._images = images
-        self._inputs = inputs
-        self._answer: tuple[Tensor, Tensor] | None = None
-
-    def result(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 3 height width"]]:
-        if self._answer is None:
-            scores, gradient = self._pending.result()
-            (pulled,) = torch.autograd.grad(self._inputs, self._images, gradient)
-            self._answer = scores, pulled
-        return self._answer
+        return LazyReward(find)

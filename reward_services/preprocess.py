@@ -6,6 +6,7 @@ straight through. `smooth` is the same geometry without rounding or clamping.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -33,10 +34,10 @@ class Preprocess:
     """
 
     size: int
+    mode: PreprocessMode
     fit: Literal["crop", "pad"]
     grid: Literal["uint8", "float"]
     crop_offset: Literal["floor", "even"]
-    mode: PreprocessMode
 
     def __call__(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
         """Resize, fit and normalise RGB pictures in [0, 1]."""
@@ -49,9 +50,16 @@ class Preprocess:
         """Return the pictures at the model's size, not yet normalised: all that needs the large picture."""
         exact = self.mode == "exact"
         images = _to_grid(images) if exact else images
+        height, width = images.shape[-2:]
         if self.fit == "pad":
-            return _pad(_resize(images, longest_side_size(images, self.size), False), self.size)
-        images = _resize(images, shortest_side_size(images, self.size), exact and self.grid == "uint8")
+            scale = self.size / max(height, width)
+            fitting = max(1, round(height * scale)), max(1, round(width * scale))
+            return _pad(_resize(images, fitting, on_grid=False), self.size)
+        # The shortest side; the other is rounded down.
+        covering = self.size, int(self.size * width / height)
+        if height > width:
+            covering = int(self.size * height / width), self.size
+        images = _resize(images, covering, on_grid=exact and self.grid == "uint8")
         return _crop(images, self.size, self.crop_offset)
 
     def after_fitting(self) -> "Preprocess":
@@ -59,45 +67,19 @@ class Preprocess:
         return replace(self, mode="smooth")  # at its own size, smooth only normalises
 
 
-def pickscore_preprocess(size: int, mode: PreprocessMode) -> Preprocess:
-    """Return PickScore's rule: that of the transformers CLIP processor with PIL."""
-    return Preprocess(size, fit="crop", grid="uint8", crop_offset="floor", mode=mode)
-
-
-def hps_preprocess(size: int, mode: PreprocessMode) -> Preprocess:
-    """Return HPS's rule: longest side, zero padding, resized as a float tensor."""
-    return Preprocess(size, fit="pad", grid="float", crop_offset="floor", mode=mode)
-
-
-def imagereward_preprocess(size: int, mode: PreprocessMode) -> Preprocess:
-    """Return ImageReward's rule: torchvision's on PIL pictures."""
-    return Preprocess(size, fit="crop", grid="uint8", crop_offset="even", mode=mode)
+pickscore_preprocess = partial(Preprocess, fit="crop", grid="uint8", crop_offset="floor")
+"""PickScore's rule, given size and mode: that of the transformers CLIP processor with PIL."""
+hps_preprocess = partial(Preprocess, fit="pad", grid="float", crop_offset="floor")
+"""HPS's rule: longest side, zero padding, resized as a float tensor."""
+imagereward_preprocess = partial(Preprocess, fit="crop", grid="uint8", crop_offset="even")
+"""ImageReward's rule: torchvision's on PIL pictures."""
 
 
 def square_side(size: object, field: str) -> int:
-    """Return a configured picture or patch size, which transformers allows to be a pair.
-
-    Raises:
-        ValueError: it is not one integer.
-    """
+    """Return a configured size, which transformers allows to be a pair; ValueError if it is not one integer."""
     if not isinstance(size, int):
         raise ValueError(f"{field}={size!r}: only square sizes, given as one integer, are supported")
     return size
-
-
-def shortest_side_size(images: Float[Tensor, "batch 3 height width"], size: int) -> tuple[int, int]:
-    """Return the (height, width) at which the shortest side is `size`; the other is rounded down."""
-    height, width = images.shape[-2:]
-    if height <= width:
-        return size, int(size * width / height)
-    return int(size * height / width), size
-
-
-def longest_side_size(images: Float[Tensor, "batch 3 height width"], size: int) -> tuple[int, int]:
-    """Return the (height, width) at which the longest side is `size`; the other is rounded to nearest."""
-    height, width = images.shape[-2:]
-    scale = size / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _to_grid(images: Tensor) -> Tensor:

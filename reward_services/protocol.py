@@ -90,17 +90,15 @@ class RewardClient(Protocol):
         ...
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
 def check_request(reward: str, images: object, prompts: object, tolerance: float = PIXEL_TOLERANCE) -> None:
-    """Refuse a request that breaks the contract.
+    """Raise InvalidRequestError, which says what is wrong and what was expected, if a request breaks the contract.
 
-    Args:
-        reward: name for the message.
-        images: must be float32 RGB pictures, [batch, 3, height, width], in [0, 1].
-        prompts: must be a list or tuple of as many strings, none blank.
-        tolerance: how far outside [0, 1] a pixel may lie.
-
-    Raises:
-        InvalidRequestError: saying what is wrong, and what was expected.
+    Images are float32 RGB pictures, [batch, 3, height, width], in [0, 1]; prompts as many strings, none of them blank.
     """
 
     def refuse(reason: str) -> InvalidRequestError:

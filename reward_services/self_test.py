@@ -18,16 +18,13 @@ def picture() -> np.ndarray:
 
 
 def check(spec: RewardSpec, scores: np.ndarray, gradient: np.ndarray, found_before: float | None) -> float:
-    """Return the test picture's score.
+    """Return the test picture's score; RewardFailedError if it is off, or something is not finite.
 
     Args:
         spec: names the reward, and the score if it is known.
         scores: [1], what the model says now.
         gradient: of it.
         found_before: what this replica said when it started; counts only if the spec does not know the score.
-
-    Raises:
-        RewardFailedError: the score is off, or there is something that is not finite.
     """
     score = float(scores[0])
     if not (math.isfinite(score) and np.isfinite(gradient).all()):

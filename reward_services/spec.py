@@ -3,7 +3,8 @@
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat as NonNegative
 
 RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic"]
 UPSTREAM_KINDS: tuple[RewardKind, ...] = ("hps", "hps_v2", "imagereward")
@@ -11,6 +12,7 @@ PreprocessMode = Literal["exact", "smooth"]
 NodeLabel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*$", max_length=200)]
 """A label that a node of the cluster must carry, as `label=value`."""
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def label_selector(label: str | None) -> dict[str, str]:
@@ -31,16 +33,17 @@ def _known(model: str) -> str:
 class HttpSpec(BaseModel):
     """Who may ask over HTTP, and how much at once. Nobody can where the application has no route."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = _STRICT
 
-    access: Literal["token", "loopback"] = Field(
-        default="token",
-        description="token: only who sends the bearer token of the service's environment variable "
-        "REWARD_SERVICES_TOKEN, nobody while that is not set; loopback: also anybody on the proxy's own machine.",
-    )
-    max_body_mib: float = Field(default=256.0, gt=0, description="Longest request.")
-    max_images: int = Field(default=256, ge=1, description="Most pictures of a request.")
-    max_side: int = Field(default=2048, ge=1, description="Largest height or width of a picture.")
+    access: Literal["token", "loopback"] = "token"
+    """`token`: only who sends the bearer token of the service's environment variable REWARD_SERVICES_TOKEN, nobody
+    while that is not set; `loopback`: also anybody on the proxy's own machine."""
+    max_body_mib: PositiveFloat = 256.0
+    """Longest request."""
+    max_images: PositiveInt = 256
+    """Most pictures of a request."""
+    max_side: PositiveInt = 2048
+    """Largest height or width of a picture."""
 
     @property
     def max_body_bytes(self) -> int:
@@ -51,102 +54,64 @@ class HttpSpec(BaseModel):
 class RewardSpec(BaseModel):
     """One reward service."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = _STRICT
 
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*$", description="Unique id; the Serve application is called 'reward-<name>'."
-    )
-    model: Annotated[str, AfterValidator(_known)] = Field(
-        description="Architecture and formula: a RewardKind, or `package.module:Class` of your own, which replicas "
-        "must be able to import."
-    )
-    checkpoint: str = Field(
-        min_length=1,
-        description="Directory, file or hub id. A relative path is looked up from the working directory, "
-        "then from the folder that holds this package.",
-    )
-    backend: Literal["native", "upstream"] = Field(
-        default="native",
-        description="upstream: computed by the published package, in its own environment, one picture at a time.",
-    )
-    upstream_environment: str | None = Field(
-        default=None,
-        description="Directory of that environment on every node, made by reward_services.upstream.prepare; "
-        "by default Ray's pip makes one when the first replica starts, which takes minutes and a package index.",
-    )
-    tokenizer: str | None = Field(
-        default=None, description="Directory or hub id; by default beside the weights, else the published one."
-    )
-    preprocess: PreprocessMode = Field(
-        default="exact",
-        description="exact equals upstream on saved PNGs (8-bit grid, straight-through gradient); smooth never rounds.",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Precision of the towers; the head that makes the score stays in float32."
-    )
-    device: str = Field(default="cpu", description="torch device of a replica: cpu or cuda.")
-    num_replicas: int = Field(default=1, ge=1, description="Replicas; with max_replicas, the fewest.")
-    max_replicas: int | None = Field(
-        default=None, ge=1, description="Most replicas, started and stopped by load; null keeps num_replicas."
-    )
-    target_ongoing_requests: float = Field(
-        default=2.0, gt=0, description="Requests a replica is meant to hold; more start another, up to max_replicas."
-    )
-    upscale_delay_s: float = Field(
-        default=30.0, ge=0, description="How long there must be too many requests before a replica is added."
-    )
-    downscale_delay_s: float = Field(
-        default=600.0, ge=0, description="How long there must be too few requests before a replica is taken away."
-    )
-    num_cpus: float = Field(
-        default=1.0,
-        ge=0,
-        description="CPUs a replica reserves, 0 for none; also its torch threads, at least 1.",
-    )
-    num_gpus: float = Field(
-        default=0.0,
-        ge=0,
-        description="Share of a GPU a replica reserves; below 1 it also may not take more of its memory.",
-    )
-    node_label: NodeLabel | None = Field(
-        default=None,
-        description="label=value of the nodes on which replicas run (ray start --labels); null is any node.",
-    )
-    max_batch_images: int = Field(
-        default=16, ge=1, description="Most images of one forward pass; a larger request is computed in several."
-    )
-    batch_wait_timeout_s: float = Field(
-        default=0.0,
-        ge=0,
-        description="How long an idle replica waits for more requests to share a forward pass. "
-        "Requests that arrive during a pass share the next one anyway.",
-    )
-    max_queued_requests: int = Field(
-        default=64, ge=1, description="Most requests that a client keeps waiting for a free replica; then it backs off."
-    )
-    deadline_s: float = Field(
-        default=60.0, gt=0, description="A client gives up, with an error that names the reward, after this long."
-    )
-    health_check_period_s: float = Field(
-        default=10.0, gt=0, description="How often a replica judges its test picture again, and answers Serve's probe."
-    )
-    self_test_score: float | None = Field(
-        default=None,
-        description="What the test picture must score; null takes what the replica found when it started, "
-        "which catches weights that break later but not wrong ones. `describe` tells it.",
-    )
-    self_test_tolerance: float = Field(
-        default=1e-3,
-        gt=0,
-        description="Relative difference of the test picture's score that makes a replica unhealthy.",
-    )
-    drain_timeout_s: float = Field(
-        default=20.0, ge=0, description="How long a replica that is stopped may still answer the requests it has."
-    )
-    http: HttpSpec = Field(default=HttpSpec(), description="Access and limits of HTTP requests.")
-    simulated_latency_s: float = Field(
-        default=0.0, ge=0, description="Extra sleep of every forward pass; only for benchmarks of latency hiding."
-    )
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    """Unique id; the Serve application is called `reward-<name>`."""
+    model: Annotated[str, AfterValidator(_known)]
+    """Architecture and formula: a RewardKind, or `package.module:Class` of your own, which replicas can import."""
+    checkpoint: Annotated[str, Field(min_length=1)]
+    """Directory, file or hub id. A relative path is looked up from the working directory, then from the folder that
+    holds this package."""
+    backend: Literal["native", "upstream"] = "native"
+    """`upstream` is computed by the published package, in its own environment, one picture at a time."""
+    upstream_environment: str | None = None
+    """Directory of that environment on every node, made by reward_services.upstream.environment; by default Ray's pip
+    makes one when the first replica starts, which takes minutes and a package index."""
+    tokenizer: str | None = None
+    """Directory or hub id; by default beside the weights, else the published one."""
+    preprocess: PreprocessMode = "exact"
+    """`exact` equals upstream on saved PNGs (8-bit grid, straight-through gradient); `smooth` never rounds."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the towers; the head that makes the score stays in float32."""
+    device: str = "cpu"
+    """torch device of a replica: cpu or cuda."""
+    num_replicas: PositiveInt = 1
+    """Replicas; with max_replicas, the fewest."""
+    max_replicas: PositiveInt | None = None
+    """Most replicas, started and stopped by load; null keeps num_replicas."""
+    target_ongoing_requests: PositiveFloat = 2.0
+    """Requests a replica is meant to hold; more start another, up to max_replicas."""
+    upscale_delay_s: NonNegative = 30.0
+    """How long there must be too many requests before a replica is added."""
+    downscale_delay_s: NonNegative = 600.0
+    """How long there must be too few requests before a replica is taken away."""
+    num_cpus: NonNegative = 1.0
+    """CPUs a replica reserves, 0 for none; also its torch threads, at least 1."""
+    num_gpus: NonNegative = 0.0
+    """Share of a GPU a replica reserves; below 1 it also may not take more of its memory."""
+    node_label: NodeLabel | None = None
+    """label=value of the nodes on which replicas run (ray start --labels); null is any node."""
+    max_batch_images: PositiveInt = 16
+    """Most images of one forward pass; a larger request is computed in several."""
+    batch_wait_timeout_s: NonNegative = 0.0
+    """How long an idle replica waits for more requests to share a forward pass. Requests that arrive during a pass
+    share the next one anyway."""
+    max_queued_requests: PositiveInt = 64
+    """Most requests that a client keeps waiting for a free replica; then it backs off."""
+    deadline_s: PositiveFloat = 60.0
+    """A client gives up, with an error that names the reward, after this long."""
+    health_check_period_s: PositiveFloat = 10.0
+    """How often a replica judges its test picture again, and answers Serve's probe."""
+    self_test_score: float | None = None
+    """What the test picture must score; null takes what the replica found when it started, which catches weights that
+    break later but not wrong ones. `describe` tells it."""
+    self_test_tolerance: PositiveFloat = 1e-3
+    """Relative difference of the test picture's score that makes a replica unhealthy."""
+    drain_timeout_s: NonNegative = 20.0
+    """How long a replica that is stopped may still answer the requests it has."""
+    http: HttpSpec = HttpSpec()
+    """Access and limits of HTTP requests."""
 
     @model_validator(mode="after")
     def _replicas(self) -> "RewardSpec":
@@ -158,10 +123,15 @@ class RewardSpec(BaseModel):
 
     @model_validator(mode="after")
     def _upstream_is_published(self) -> "RewardSpec":
-        if self.backend == "upstream" and self.model not in UPSTREAM_KINDS:
+        if self.backend == "native":
+            return self
+        if self.model not in UPSTREAM_KINDS:
             raise ValueError(
                 f"backend='upstream' exists for {', '.join(UPSTREAM_KINDS)}, not for model={self.model!r}: use native"
             )
+        if self.dtype != "float32" or (self.preprocess != "exact" and self.model != "imagereward"):
+            found = f"dtype={self.dtype!r}, preprocess={self.preprocess!r}"
+            raise ValueError(f"{found}: upstream has float32 and exact alone, or float32 and smooth for imagereward")
         return self
 
     @property

@@ -6,13 +6,11 @@ is one with the tensors `scores` [batch] and `gradient` (of the request's shape)
 """
 
 import json
-import math
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from reward_services.protocol import (
@@ -46,17 +44,12 @@ _KINDS = {kind.__name__: kind for kind in _STATUS}
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks.
-
-    Attributes:
-        images: [batch, 3, height, width], float32, maybe read-only.
-        prompts: one a picture.
-        prepared: whether the pictures are inputs that the client has preprocessed.
-    """
+    """What a client asks: float32 pictures, [batch, 3, height, width], and a prompt for each."""
 
     images: np.ndarray
     prompts: list[str]
     prepared: bool = False
+    """Whether the pictures are inputs that the client has preprocessed."""
 
 
 def encode_request(request: Request) -> bytes:
@@ -65,13 +58,11 @@ def encode_request(request: Request) -> bytes:
     return save({name: request.images}, metadata={"prompts": json.dumps(request.prompts)})
 
 
-def decode_request(reward: str, body: bytes | bytearray, limits: HttpSpec) -> Request:
+def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
     """Return the request that a body holds; whether it keeps the contract is for `check_request` to say.
 
     Raises:
-        MalformedRequestError: it is no safetensors file, or does not hold what a request holds.
-        RequestTooLargeError: it exceeds a limit.
-        InvalidRequestError: its tensor is not float32.
+        InvalidRequestError: it is no request (MalformedRequestError), too large (RequestTooLargeError), or not float32.
     """
     if len(body) > limits.max_body_bytes:
         raise too_large(reward, len(body), limits)
@@ -88,9 +79,8 @@ def decode_request(reward: str, body: bytes | bytearray, limits: HttpSpec) -> Re
     try:
         prompts = json.loads(metadata["prompts"])
     except (KeyError, ValueError, RecursionError) as error:
-        raise MalformedRequestError(
-            reward, "metadata 'prompts' is absent or no JSON: send a list of strings"
-        ) from error
+        reason = "metadata 'prompts' is absent or no JSON: send a list of strings"
+        raise MalformedRequestError(reward, reason) from error
     if not isinstance(prompts, list):
         raise MalformedRequestError(reward, "metadata 'prompts' is no JSON list: send a list of strings")
     return Request(images, prompts, prepared=name == "inputs")
@@ -102,11 +92,7 @@ def encode_answer(scores: np.ndarray, gradient: np.ndarray) -> bytes:
 
 
 def decode_answer(reward: str, body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and gradients of pictures of `shape`.
-
-    Raises:
-        RewardFailedError: the body is no answer to such a request.
-    """
+    """Return scores and gradients of pictures of `shape`; RewardFailedError if the body does not hold them."""
     try:
         _, tensors = _parse(reward, body)
     except InvalidRequestError as error:
@@ -139,65 +125,23 @@ def too_large(reward: str, num_bytes: int, limits: HttpSpec) -> RequestTooLargeE
     return RequestTooLargeError(reward, f"the body has {num_bytes} bytes: {remedy}")
 
 
-def _parse(reward: str, body: bytes | bytearray) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Return metadata and tensors of a safetensors file whose tensors are all float32.
-
-    By hand, since the library shows the metadata of files only, and tells its errors apart by their text.
-    """
-    if len(body) < 8:
-        raise MalformedRequestError(reward, f"the body has {len(body)} bytes: send a safetensors file")
-    (length,) = struct.unpack_from("<Q", body)
-    if length > min(len(body) - 8, _MAX_HEADER_BYTES):
-        raise MalformedRequestError(
-            reward, f"the header claims {length} of the body's {len(body)} bytes: send a safetensors file"
-        )
+def _parse(reward: str, body: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Return metadata and tensors of a safetensors file whose tensors are all float32."""
+    length = int.from_bytes(body[:8], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise MalformedRequestError(reward, f"the header claims {length} bytes: send a safetensors file")
     try:
-        header = json.loads(body[8 : 8 + length].decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise MalformedRequestError(reward, "the header is no JSON: send a safetensors file") from error
-    if not isinstance(header, dict):
-        raise MalformedRequestError(reward, "the header is no JSON object: send a safetensors file")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MalformedRequestError(reward, "the header's metadata are not strings: send a safetensors file")
-    data = memoryview(body)[8 + length :]
-    return metadata, _tensors(reward, header, data)
-
-
-def _tensors(reward: str, header: Mapping[str, Any], data: memoryview) -> dict[str, np.ndarray]:
+        described = deserialize(body)
+        header = json.loads(body[8 : 8 + length])  # of its metadata the library tells nothing
+    except (SafetensorError, ValueError) as error:
+        reason = f"the body of {len(body)} bytes is no safetensors file: {error}"
+        raise MalformedRequestError(reward, reason) from error
     tensors: dict[str, np.ndarray] = {}
-    end = 0
-    for name, entry in sorted(header.items(), key=lambda item: _start(item[1])):
-        described = isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}
-        if not described or not _sizes(entry["shape"], 1) or not _sizes(entry["data_offsets"], 0):
-            reason = "has a size of 0, or is not described as in a safetensors file"
+    for name, entry in described:
+        if set(header[name]) != {"dtype", "shape", "data_offsets"} or len(entry["shape"]) > 8 or 0 in entry["shape"]:
+            reason = "has a size of 0, too many sizes, or is not described as in a safetensors file"
             raise MalformedRequestError(reward, f"tensor {name[:50]!r} {reason}")
         if entry["dtype"] != "F32":
-            raise InvalidRequestError(reward, f"{name[:50]} has dtype {str(entry['dtype'])[:50]}: send float32 (F32)")
-        num_bytes = 4 * math.prod(entry["shape"])
-        if entry["data_offsets"] != [end, end + num_bytes] or end + num_bytes > len(data):
-            raise MalformedRequestError(
-                reward, f"tensor {name[:50]!r} does not lie where its shape puts it: the body is cut or overlaps"
-            )
-        flat = np.frombuffer(data[end : end + num_bytes], dtype="<f4")
-        # A header of any length is allowed, so the data may lie across float boundaries.
-        tensors[name] = (flat if flat.flags.aligned else flat.copy()).reshape(entry["shape"])
-        end += num_bytes
-    if end != len(data):
-        raise MalformedRequestError(reward, f"the body has {len(data) - end} bytes that belong to no tensor")
-    return tensors
-
-
-def _start(entry: Any) -> int:
-    """Return where a tensor begins, as far as the header can be believed."""
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    return offsets[0] if offsets and _sizes(offsets, 0) else 0
-
-
-def _sizes(values: Any, low: int) -> bool:
-    """Return whether this is a short list of integers of at least `low`, none absurd."""
-    return (
-        isinstance(values, list)
-        and len(values) <= 8
-        and all(type(value) is int and low <= value < 2**40 for value in values)
-    )
+            raise InvalidRequestError(reward, f"{name[:50]} has dtype {entry['dtype']}: send float32 (F32)")
+        tensors[name] = np.frombuffer(entry["data"], dtype="<f4").reshape(entry["shape"])
+    return header.get("__metadata__") or {}, tensors

@@ -48,3 +48,9 @@ def cluster(proxy: str) -> Iterator[None]:
     yield
     serve.shutdown()
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker of xdist is left alone with it at the end."""
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)

@@ -1,4 +1,4 @@
-"""A whole training state in one process, without a cluster: three numbers a picture, the runtime's own engines."""
+"""A whole training state in one process, without a cluster: three numbers a picture, the real engines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.saving import Checkpoints
-from slingstone.checkpoints.state import Facts, State
+from slingstone.checkpoints.state import State
 from slingstone.checkpoints.store import open_store
 from slingstone.config import Experiment, Optimizer, Runtime, flatten, load
 from slingstone.engines.engine import build_engine
@@ -43,7 +44,7 @@ class Mixed(nn.Module):
 class Small:
     """A run of a few weights: its trainer, and its checkpoints under a directory."""
 
-    run: Experiment
+    experiment: Experiment
     trainer: Trainer
     state: State
     saved: Checkpoints
@@ -60,7 +61,7 @@ class Small:
 
     def save(self, score: float | None = None) -> str:
         """Save, wait until it is published, and return the checkpoint's name."""
-        facts = Facts(self.trainer.images, self.state.prompts.world, "mlflow", flatten(self.run), score)
+        facts = Facts(self.trainer.images, self.state.prompts.world, "mlflow", flatten(self.experiment), score)
         self.saved.save(facts)
         self.saved.finish()
         return facts.name
@@ -81,7 +82,7 @@ def small(
     lora: bool = False,
 ) -> Small:
     """Build the run on one rank; its checkpoints lie under `root`, a path or a URI. `lora` trains adapters only."""
-    run = load(ROOT / "configs" / "align" / "scenes.yaml", [*BASE, *overrides])
+    experiment = load(ROOT / "configs" / "align" / "scenes.yaml", [*BASE, *overrides])
     made = make_world()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -110,4 +111,6 @@ def small(
     )
     state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
     said: list[str] = []
-    return Small(run, trainer, state, Checkpoints(state, open_store(str(root)), run, said.append), said)
+    keep = experiment.training.keep_checkpoints
+    saved = Checkpoints(state, open_store(str(root)), experiment.recovery, flatten(experiment), keep, said.append)
+    return Small(experiment, trainer, state, saved, said)

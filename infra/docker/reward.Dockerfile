@@ -26,7 +26,7 @@ COPY reward_services/ reward_services/
 # For `backend: upstream`, environments under /opt/upstream of the packages that are named:
 #   --build-arg UPSTREAM="imagereward hps"
 ARG UPSTREAM=""
-RUN if [ -n "$UPSTREAM" ]; then python -m reward_services.upstream.prepare /opt/upstream $UPSTREAM; fi
+RUN if [ -n "$UPSTREAM" ]; then python -m reward_services.upstream.environment /opt/upstream $UPSTREAM; fi
 
 ENV PYTHONPATH=/opt/slingstone \
     RAY_AUTH_MODE=token \

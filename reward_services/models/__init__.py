@@ -7,28 +7,25 @@ import torch
 
 from reward_services.protocol import RewardModel
 from reward_services.spec import RewardSpec
+from reward_services.upstream.environment import declare_torchvision
 
 _CLASSES = {
-    "pickscore": ("reward_services.models.pickscore", "PickScore"),
-    "hps": ("reward_services.models.hps", "HPS"),
-    "hps_v2": ("reward_services.models.hps", "HPSv2"),
-    "imagereward": ("reward_services.models.imagereward", "ImageReward"),
-    "clip_score": ("reward_services.models.clip_score", "ClipScore"),
-    "aesthetic": ("reward_services.models.aesthetic", "Aesthetic"),
+    "pickscore": "reward_services.models.pickscore:PickScore",
+    "hps": "reward_services.models.hps:HPS",
+    "hps_v2": "reward_services.models.hps:HPSv2",
+    "imagereward": "reward_services.models.imagereward:ImageReward",
+    "clip_score": "reward_services.models.clip_score:ClipScore",
+    "aesthetic": "reward_services.models.aesthetic:Aesthetic",
 }
 _UPSTREAM = {
-    "imagereward": ("reward_services.upstream.imagereward", "UpstreamImageReward"),
-    "hps": ("reward_services.upstream.hps", "UpstreamHPS"),
-    "hps_v2": ("reward_services.upstream.hps", "UpstreamHPSv2"),
+    "imagereward": "reward_services.upstream.imagereward:UpstreamImageReward",
+    "hps": "reward_services.upstream.hps:UpstreamHPS",
+    "hps_v2": "reward_services.upstream.hps:UpstreamHPSv2",
 }
 
 
 def load(spec: RewardSpec) -> RewardModel:
-    """Return the frozen reward of a spec, in eval mode, on its device.
-
-    Raises:
-        ValueError: the checkpoint or its tokenizer cannot be read; the message names the reward.
-    """
+    """Return the frozen reward of a spec, in eval mode, on its device; a ValueError names one that cannot be read."""
     try:
         model = _class(spec).load(spec.checkpoint, spec.tokenizer, spec.preprocess, getattr(torch, spec.dtype))
     except ValueError as error:
@@ -37,16 +34,12 @@ def load(spec: RewardSpec) -> RewardModel:
 
 
 def _class(spec: RewardSpec) -> Any:
-    """Import a reward's class; its dependencies, too, only now that it is asked for.
-
-    Raises:
-        ValueError: a class of the user's own cannot be imported here.
-    """
-    registry = _UPSTREAM if spec.backend == "upstream" else _CLASSES
-    if spec.model in registry:
-        module, name = registry[spec.model]
-        return getattr(import_module(module), name)
-    module, _, name = spec.model.partition(":")
+    """Import a reward's class, and its dependencies, now that it is needed; ValueError if that cannot be done here."""
+    path = _CLASSES.get(spec.model, spec.model)
+    if spec.backend == "upstream":
+        path = _UPSTREAM[spec.model]
+        declare_torchvision()  # before transformers, which imports torchvision where there is one
+    module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

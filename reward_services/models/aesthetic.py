@@ -6,55 +6,38 @@ Source: Schuhmann, github.com/christophschuhmann/improved-aesthetic-predictor, f
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel
 
-from reward_services.models.checkpoints import cast_towers, load_strict, read_state_dict, weights_file
-from reward_services.models.clip import tower_configs
+from reward_services.models.checkpoints import PublishedReward, load_strict, read_state_dict, weights_file
+from reward_services.models.clip import picture_side
 from reward_services.models.clip_directory import read_clip
 from reward_services.models.head import RewardHead, head_of
-from reward_services.preprocess import imagereward_preprocess, square_side
+from reward_services.preprocess import imagereward_preprocess
 from reward_services.spec import PreprocessMode
 
 PUBLISHED_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 PUBLISHED_TOWER = "openai/clip-vit-large-patch14"
 
 
-class Aesthetic(nn.Module):
+class Aesthetic(PublishedReward):
     """`MLP(image embedding / its norm)`, whatever the prompt; published weights give 4 to 7."""
 
     def __init__(self, model: CLIPModel, mlp: RewardHead, preprocess: PreprocessMode = "exact"):
         super().__init__()
-        vision, _ = tower_configs(model)
         self.vision = model.vision_model
         self.projection = model.visual_projection
         self.mlp = mlp
         # The rule of OpenAI's clip package, which ImageReward took over.
-        self.preprocess = imagereward_preprocess(square_side(vision.image_size, "vision_config.image_size"), preprocess)
+        self.preprocess = imagereward_preprocess(picture_side(model), preprocess)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "Aesthetic":
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, RewardHead]:
         """Read the head's `.pth` file, a directory that holds it, or `owner/repository[/file]` on the hub.
 
-        The CLIP model lies in the same directory in transformers' layout, or is the published one.
-
-        Args:
-            checkpoint: the head.
-            tokenizer: not used; there is no text.
-            preprocess: `exact` or `smooth`.
-            dtype: of the tower; the head stays in float32.
-
-        Raises:
-            ValueError: a checkpoint is absent, truncated, or of another architecture.
+        The CLIP model lies in the same directory in transformers' layout, or is the published one. There is no text.
         """
         path = weights_file(checkpoint, PUBLISHED_FILE)
         state = read_state_dict(path)
@@ -70,8 +53,7 @@ class Aesthetic(nn.Module):
                 f"checkpoint {str(path)!r} judges embeddings of width {mlp.layers[0].in_features}, the CLIP model "
                 f"{tower!r} gives {model.config.projection_dim}: give the model that the head was trained on"
             )
-        cast_towers(model, dtype, keep=lambda name: False)
-        return cls(model, mlp, preprocess)
+        return model, mlp
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]; prompts do not matter."""

@@ -1,9 +1,10 @@
 """Finding and reading published checkpoint files: safely, and with messages that name the file."""
 
 import pickle
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -11,16 +12,18 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from reward_services.protocol import in_a_line
+from reward_services.spec import PreprocessMode
+
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
+Reward = TypeVar("Reward", bound="PublishedReward")
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
 def local_path(checkpoint: str | Path) -> Path | None:
-    """Return where a checkpoint lies on disk, or None if it must be a hub id.
-
-    A relative path is looked up from the working directory, then from the folder that holds this package.
-    """
+    """Return where a checkpoint lies, from here or from the folder that holds this package; None if on the hub."""
     for candidate in (Path(checkpoint), _PACKAGE_PARENT / checkpoint):
         if candidate.exists():
             return candidate.resolve()
@@ -33,11 +36,7 @@ def path_or_hub_id(checkpoint: str | Path) -> str:
 
 
 def fetch(checkpoint: str | Path, filename: str) -> Path:
-    """Return `filename` of a checkpoint directory, downloaded first if the checkpoint is a hub id.
-
-    Raises:
-        ValueError: no such directory or file, here or on the hub.
-    """
+    """Return `filename` of a checkpoint directory or hub id; ValueError if there is none, here or on the hub."""
     found = local_path(checkpoint)
     if found is not None:
         path = found / filename
@@ -53,15 +52,10 @@ def fetch(checkpoint: str | Path, filename: str) -> Path:
 
 
 def weights_file(checkpoint: str | Path, published: str) -> Path:
-    """Return the file of weights that a checkpoint means, downloaded first if it lies on the hub.
+    """Return the file of weights that a checkpoint means; ValueError if there is none, or several.
 
-    Args:
-        checkpoint: a file; a directory with `published` or one other file of its suffix; or `owner/repository`, with
-            or without `/file`, on the hub.
-        published: name of the published file.
-
-    Raises:
-        ValueError: there is no such file, or several.
+    A checkpoint is a file; a directory with the published file or one other of its suffix; or `owner/repository`, with
+    or without `/file`, on the hub.
     """
     suffix = Path(published).suffix
     found = local_path(checkpoint)
@@ -78,36 +72,34 @@ def weights_file(checkpoint: str | Path, published: str) -> Path:
     return files[0]
 
 
-def read_tokenizer(kind: type[Tokenizer], source: str) -> Tokenizer:
-    """Return the tokenizer of a directory or hub id.
-
-    Raises:
-        ValueError: there is none. transformers 5 then returns one that knows its special tokens only.
-    """
+def read_tokenizer(kind: type[Tokenizer], given: str | None, checkpoint: str | Path, published: str) -> Tokenizer:
+    """Return the tokenizer that is given, else the one beside the weights, else the published one; else ValueError."""
+    beside = local_path(checkpoint)
+    has_tokenizer = beside is None or any((beside / name).is_file() for name in _TOKENIZER_FILES)
+    source = given or (str(checkpoint) if has_tokenizer else published)
+    wrong = "it is neither a directory here nor a hub id that can be read"
     try:
         tokenizer = kind.from_pretrained(path_or_hub_id(source))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"tokenizer {source!r} is neither a directory here nor a hub id that can be read") from error
+        raise ValueError(f"tokenizer {source!r} cannot be read: {wrong}") from error
+    # transformers 5 returns one that knows its special tokens only, where there is none.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(
-            f"tokenizer {source!r} has no vocabulary: it is neither a directory here nor a hub id that can be read"
-        )
+        raise ValueError(f"tokenizer {source!r} has no vocabulary: {wrong}")
     return tokenizer
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a published `.pt` file, bare or under the key `state_dict`.
+    """Return the tensors of a published `.pt` file, bare or under the key `state_dict`, and run no code of it.
 
     Raises:
-        ValueError: the file is truncated, no checkpoint, or would need arbitrary code to be unpickled.
+        ValueError: the file is truncated, or holds anything but tensors.
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"checkpoint {str(path)!r} ({path.stat().st_size} bytes) cannot be read as tensors; it is truncated or not "
-            f"a checkpoint, fetch it again ({reason})"
+            f"a checkpoint, fetch it again ({in_a_line(error)})"
         ) from error
     if isinstance(payload, Mapping) and isinstance(payload.get("state_dict"), Mapping):
         payload = payload["state_dict"]
@@ -117,39 +109,54 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict that must match the module name by name and shape by shape.
-
-    Raises:
-        ValueError: names are missing or unknown, or shapes differ; the message shows the first few of each.
-    """
+    """Load a state dict; if not every name and shape matches the module's, a ValueError shows the first few."""
     own = module.state_dict()
-    problems = [
-        _listed("missing", [name for name in own if name not in state]),
-        _listed("unknown", [name for name in state if name not in own]),
-        _listed(
-            "of another shape",
-            [
-                f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-                for name in own
-                if name in state and state[name].shape != own[name].shape
-            ],
-        ),
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+    }
+    found = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for kind, names in problems.items()
+        if names
     ]
-    found = "; ".join(problem for problem in problems if problem)
     if found:
-        raise ValueError(f"checkpoint {source!r} does not fit {type(module).__name__}: {found}")
+        raise ValueError(f"checkpoint {source!r} does not fit {type(module).__name__}: {'; '.join(found)}")
     module.load_state_dict(state)
 
 
-def cast_towers(module: nn.Module, dtype: torch.dtype, keep: Callable[[str], bool]) -> None:
-    """Convert the floating-point parameters and buffers of a module, except those whose name `keep` picks."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point() and not keep(name):
-            tensor.data = tensor.data.to(dtype)
+class PublishedReward(nn.Module):
+    """A reward that is read from a published checkpoint; abstract.
 
+    A subclass is made from what its `read` returns and the mode of its preprocessing. Its heads are called `mlp`.
+    """
 
-def _listed(kind: str, names: list[str], shown: int = 3) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} {kind}: {', '.join(names[:shown])}{more}"
+    @classmethod
+    def load(
+        cls: type[Reward],
+        checkpoint: str | Path,
+        tokenizer: str | None = None,
+        preprocess: PreprocessMode = "exact",
+        dtype: torch.dtype = torch.float32,
+    ) -> Reward:
+        """Read a checkpoint in any of the forms of `read`; the arguments are fields of `RewardSpec`.
+
+        Raises:
+            ValueError: the checkpoint is absent, truncated, or of another architecture.
+        """
+        reward = cls(*cls.read(checkpoint, tokenizer), preprocess)
+        for name, tensor in (*reward.named_parameters(), *reward.named_buffers()):
+            if tensor.is_floating_point() and not name.startswith("mlp.") and not name.endswith("logit_scale"):
+                tensor.data = tensor.data.to(dtype)
+        return reward
+
+    @classmethod
+    @abstractmethod
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[Any, ...]:
+        """Return the parts of a checkpoint, in float32 and in the order in which the class takes them."""
+        ...

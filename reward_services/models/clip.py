@@ -4,6 +4,7 @@ import html
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import ftfy
 import torch
@@ -12,8 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from reward_services.models.checkpoints import PublishedReward
+from reward_services.preprocess import Preprocess, square_side
+from reward_services.spec import PreprocessMode
+
 PUBLISHED_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _CACHED_PROMPTS = 4096
 
 
@@ -37,6 +41,11 @@ def tower_configs(model: CLIPModel) -> tuple[CLIPVisionConfig, CLIPTextConfig]:
     assert isinstance(vision, CLIPVisionConfig)
     assert isinstance(text, CLIPTextConfig)
     return vision, text
+
+
+def picture_side(model: CLIPModel) -> int:
+    """Return the side of the pictures that a CLIP model takes, in pixels."""
+    return square_side(tower_configs(model)[0].image_size, "vision_config.image_size")
 
 
 class ClipSimilarity(nn.Module):
@@ -95,6 +104,27 @@ class ClipSimilarity(nn.Module):
         while len(self._cache) > _CACHED_PROMPTS:
             self._cache.popitem(last=False)
         return embeddings
+
+
+class ClipReward(PublishedReward):
+    """`cos(image, text)`, abstract: what PickScore, HPS and CLIP score share."""
+
+    rule: ClassVar[Callable[[int, PreprocessMode], Preprocess]]
+    """Of the pictures' preprocessing, given their size."""
+    clean: ClassVar[Callable[[str], str]]
+    """What is done to a prompt before it is tokenized."""
+    scaled: ClassVar[bool] = False
+    """Whether the cosine is multiplied by `exp(logit_scale)`."""
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocess: PreprocessMode = "exact"):
+        super().__init__()
+        self.similarity = ClipSimilarity(model, tokenizer, type(self).clean)
+        self.preprocess = type(self).rule(picture_side(model), preprocess)
+
+    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
+        """Return one score a picture for RGB pictures in [0, 1]."""
+        cosines = self.similarity(self.preprocess(images), prompts)
+        return self.similarity.model.logit_scale.exp() * cosines if self.scaled else cosines
 
 
 def _check_tokenizer(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:

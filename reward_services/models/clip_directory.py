@@ -1,22 +1,19 @@
-"""Reading a CLIP model in the layout in which transformers publishes it: a directory or a hub id."""
+"""CLIP models in the layout in which transformers publishes them: a directory or a hub id."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTokenizer
 
-from reward_services.models.checkpoints import fetch, local_path, path_or_hub_id, read_tokenizer
-from reward_services.models.clip import TOKENIZER_FILES
+from reward_services.models.checkpoints import fetch, path_or_hub_id, read_tokenizer
+from reward_services.models.clip import ClipReward
+from reward_services.protocol import in_a_line
 
 
 def read_clip(checkpoint: str | Path) -> CLIPModel:
-    """Return the CLIP model of a directory or hub id, in float32.
-
-    Raises:
-        ValueError: it is absent, truncated, or not a whole CLIP model.
-    """
+    """Return the CLIP model of a directory or hub id, in float32; ValueError if it is none, or not whole."""
     fetch(checkpoint, "config.json")
     try:
         # With output_loading_info it returns a pair, which its annotation does not say.
@@ -24,10 +21,9 @@ def read_clip(checkpoint: str | Path) -> CLIPModel:
             path_or_hub_id(checkpoint), dtype=torch.float32, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"checkpoint {str(checkpoint)!r} cannot be read as a CLIP model; it is incomplete, truncated or of another "
-            f"architecture, fetch it again ({reason})"
+            f"architecture, fetch it again ({in_a_line(error)})"
         ) from error
     model, report = loaded
     unknown = [name for name in report["unexpected_keys"] if not name.endswith("position_ids")]
@@ -39,12 +35,14 @@ def read_clip(checkpoint: str | Path) -> CLIPModel:
     return model
 
 
-def read_clip_tokenizer(checkpoint: str | Path, tokenizer: str | None, published: str) -> CLIPTokenizer:
-    """Return the tokenizer that is asked for, else the one beside the weights, else the published one.
+class ClipDirectoryReward(ClipReward):
+    """A reward that is published as a transformers CLIP model; abstract."""
 
-    Raises:
-        ValueError: there is none.
-    """
-    beside = local_path(checkpoint)
-    has_tokenizer = beside is None or any((beside / name).is_file() for name in TOKENIZER_FILES)
-    return read_tokenizer(CLIPTokenizer, tokenizer or (str(checkpoint) if has_tokenizer else published))
+    published_tokenizer: ClassVar[str]
+    """Hub id, taken where a directory holds none."""
+
+    @classmethod
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, CLIPTokenizer]:
+        """Read a transformers CLIP directory or hub id."""
+        model = read_clip(checkpoint)
+        return model, read_tokenizer(CLIPTokenizer, tokenizer, checkpoint, cls.published_tokenizer)

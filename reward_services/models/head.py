@@ -31,10 +31,6 @@ class RewardHead(nn.Module):
 
 
 def head_of(state: Mapping[str, Tensor]) -> RewardHead:
-    """Return an untrained head of the widths of a published state dict.
-
-    Raises:
-        KeyError: a layer is missing.
-    """
+    """Return an untrained head of the widths of a published state dict; KeyError if a layer is missing."""
     weights = [state[f"layers.{layer}.weight"] for layer in (0, 2, 4, 6)]
     return RewardHead(weights[0].shape[-1], [weight.shape[0] for weight in weights])

@@ -4,32 +4,18 @@ Source: Wu et al., arXiv:2306.09341; weights xswu/HPSv2.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from reward_services.models.checkpoints import (
-    cast_towers,
-    load_strict,
-    read_state_dict,
-    read_tokenizer,
-    weights_file,
-)
-from reward_services.models.clip import (
-    PUBLISHED_TOKENIZER,
-    TOKENIZER_FILES,
-    ClipSimilarity,
-    open_clip_text,
-    tower_configs,
-)
+from reward_services.models.checkpoints import load_strict, read_state_dict, read_tokenizer, weights_file
+from reward_services.models.clip import PUBLISHED_TOKENIZER, ClipReward, open_clip_text
 from reward_services.models.layouts import count_blocks, open_clip_to_transformers
-from reward_services.preprocess import hps_preprocess, square_side
-from reward_services.spec import PreprocessMode
+from reward_services.preprocess import hps_preprocess
 
 PUBLISHED_FILE = "HPS_v2.1_compressed.pt"
 GEOMETRY_FILE = "open_clip_config.json"
@@ -37,32 +23,19 @@ GEOMETRY_FILE = "open_clip_config.json"
 _VISION_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 
 
-class HPS(nn.Module):
+class HPS(ClipReward):
     """`cos(image, text)` by v2.1; published weights give .14 to .34; tables show 100 times that."""
 
     published_file: ClassVar[str] = PUBLISHED_FILE
-
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocess: PreprocessMode = "exact"):
-        super().__init__()
-        self.similarity = ClipSimilarity(model, tokenizer, open_clip_text)
-        vision, _ = tower_configs(model)
-        self.preprocess = hps_preprocess(square_side(vision.image_size, "vision_config.image_size"), preprocess)
+    rule = hps_preprocess
+    clean = open_clip_text
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "HPS":
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, CLIPTokenizer]:
         """Read a `.pt` file, a directory with the published one or one other, or `owner/repository[/file]` on the hub.
 
         The geometry comes from the state dict, or from an `open_clip_config.json` beside it where heads differ from
-        open_clip's own towers. The tokenizer lies beside the weights or is the published one.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or not an open_clip CLIP model.
+        open_clip's own towers.
         """
         path = weights_file(checkpoint, cls.published_file)
         state = open_clip_to_transformers(read_state_dict(path))
@@ -70,14 +43,7 @@ class HPS(nn.Module):
         described = json.loads(sidecar.read_text())["model_cfg"] if sidecar.is_file() else {}
         model = CLIPModel(_geometry(state, described, path))
         load_strict(model, state, str(path))
-        beside = any(path.with_name(name).is_file() for name in TOKENIZER_FILES)
-        source = tokenizer or (str(path.parent) if beside else PUBLISHED_TOKENIZER)
-        cast_towers(model, dtype, keep=lambda name: name == "logit_scale")
-        return cls(model, read_tokenizer(CLIPTokenizer, source), preprocess)
-
-    def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
-        """Return one score a picture for RGB pictures in [0, 1]."""
-        return self.similarity(self.preprocess(images), prompts)
+        return model, read_tokenizer(CLIPTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
 
 
 class HPSv2(HPS):
@@ -87,40 +53,36 @@ class HPSv2(HPS):
 
 
 def _geometry(state: Mapping[str, Tensor], described: Mapping[str, Any], path: Path) -> CLIPConfig:
-    try:
-        patches = state["vision_model.embeddings.patch_embedding.weight"]
-        positions = state["vision_model.embeddings.position_embedding.weight"]
-        tokens = state["text_model.embeddings.token_embedding.weight"]
-        context = state["text_model.embeddings.position_embedding.weight"]
-        vision_mlp = state["vision_model.encoder.layers.0.mlp.fc1.weight"]
-        text_mlp = state["text_model.encoder.layers.0.mlp.fc1.weight"]
-        projection = state["visual_projection.weight"]
-    except KeyError as error:
-        raise ValueError(f"checkpoint {str(path)!r} is not a whole CLIP model: it lacks {error}") from error
-    width, patch, text_width = patches.shape[0], patches.shape[-1], tokens.shape[1]
-    head_width = described.get("vision_cfg", {}).get("head_width", _VISION_HEAD_WIDTHS.get(width, 64))
-    activation = "quick_gelu" if described.get("quick_gelu", False) else "gelu"
-    return CLIPConfig(
-        projection_dim=projection.shape[0],
-        vision_config={
+    def shape(module: str) -> torch.Size:
+        try:
+            return state[f"{module}.weight"].shape
+        except KeyError as error:
+            raise ValueError(f"checkpoint {str(path)!r} is not a whole CLIP model: it lacks {error}") from error
+
+    def tower(name: str, width: int, heads: int) -> dict[str, Any]:
+        return {
             "hidden_size": width,
-            "intermediate_size": vision_mlp.shape[0],
-            "num_hidden_layers": count_blocks(state, "vision_model.encoder.layers"),
-            "num_attention_heads": max(1, width // head_width),
-            "image_size": round((positions.shape[0] - 1) ** 0.5) * patch,
-            "patch_size": patch,
-            "hidden_act": activation,
-            "projection_dim": projection.shape[0],
-        },
-        text_config={
-            "hidden_size": text_width,
-            "intermediate_size": text_mlp.shape[0],
-            "num_hidden_layers": count_blocks(state, "text_model.encoder.layers"),
-            "num_attention_heads": described.get("text_cfg", {}).get("heads", max(1, text_width // 64)),
-            "vocab_size": tokens.shape[0],
-            "max_position_embeddings": context.shape[0],
-            "hidden_act": activation,
-            "projection_dim": projection.shape[0],
+            "intermediate_size": shape(f"{name}.encoder.layers.0.mlp.fc1")[0],
+            "num_hidden_layers": count_blocks(state, f"{name}.encoder.layers"),
+            "num_attention_heads": heads,
+            "hidden_act": "quick_gelu" if described.get("quick_gelu", False) else "gelu",
+            "projection_dim": projection,
+        }
+
+    projection = shape("visual_projection")[0]
+    width, _, _, patch = shape("vision_model.embeddings.patch_embedding")
+    words, text_width = shape("text_model.embeddings.token_embedding")
+    head_width = described.get("vision_cfg", {}).get("head_width", _VISION_HEAD_WIDTHS.get(width, 64))
+    text_heads = described.get("text_cfg", {}).get("heads", max(1, text_width // 64))
+    positions = shape("vision_model.embeddings.position_embedding")[0] - 1
+    return CLIPConfig(
+        projection_dim=projection,
+        vision_config=tower("vision_model", width, max(1, width // head_width))
+        | {"image_size": round(positions**0.5) * patch, "patch_size": patch},
+        text_config=tower("text_model", text_width, text_heads)
+        | {
+            "vocab_size": words,
+            "max_position_embeddings": shape("text_model.embeddings.position_embedding")[0],
             "eos_token_id": 2,  # read the embedding at the highest token id, as open_clip does
         },
     )

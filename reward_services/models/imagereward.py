@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from reward_services.models.checkpoints import cast_towers, fetch, load_strict, read_state_dict, read_tokenizer
+from reward_services.models.checkpoints import PublishedReward, fetch, load_strict, read_state_dict, read_tokenizer
 from reward_services.models.head import RewardHead, head_of
 from reward_services.models.layouts import count_blocks, imagereward_to_transformers
 from reward_services.preprocess import imagereward_preprocess, square_side
@@ -24,11 +23,20 @@ WEIGHTS_FILE = "ImageReward.pt"
 TEXT_CONFIG_FILE = "med_config.json"
 VISION_CONFIG_FILE = "vision_config.json"
 MAX_TOKENS = 35
+TEXT_SETTINGS = (
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+)
+"""What of the text tower the state dict does not tell, in the words of `med_config.json` and transformers alike."""
 VISION_LAYER_NORM_EPS = 1e-6
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072
 
 
-class ImageReward(nn.Module):
+class ImageReward(PublishedReward):
     """`(MLP(h_cls) - 0.1672) / 1.0333`; published weights give about -2.3 to 2."""
 
     def __init__(
@@ -49,20 +57,13 @@ class ImageReward(nn.Module):
         self.preprocess = imagereward_preprocess(square_side(vision.config.image_size, "image_size"), preprocess)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "ImageReward":
+    def read(
+        cls, checkpoint: str | Path, tokenizer: str | None
+    ) -> tuple[BlipVisionModel, BlipTextModel, RewardHead, BertTokenizer]:
         """Read a directory or hub id with `ImageReward.pt` and `med_config.json`.
 
         The vision tower's geometry comes from the state dict; it has width / 64 heads unless a `vision_config.json`
-        beside the weights says otherwise. The tokenizer (`vocab.txt`) lies beside the weights or is the published one.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or not ImageReward.
+        beside the weights says otherwise.
         """
         path = fetch(checkpoint, WEIGHTS_FILE)
         med_config = json.loads(fetch(checkpoint, TEXT_CONFIG_FILE).read_text())
@@ -75,11 +76,7 @@ class ImageReward(nn.Module):
             raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {error}") from error
         for module, state in ((vision, vision_state), (text, text_state), (mlp, head_state)):
             load_strict(module, state, str(path))
-        for module in (vision, text):
-            cast_towers(module, dtype, keep=lambda name: False)
-        beside = path.with_name("vocab.txt").is_file()
-        source = tokenizer or (str(path.parent) if beside else PUBLISHED_TOKENIZER)
-        return cls(vision, text, mlp, read_tokenizer(BertTokenizer, source), preprocess)
+        return vision, text, mlp, read_tokenizer(BertTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""
@@ -94,8 +91,7 @@ class ImageReward(nn.Module):
             encoder_hidden_states=patches,
             is_decoder=False,  # attention is bidirectional; the configuration only asks for cross-attention layers
         ).last_hidden_state
-        first = hidden[:, 0]
-        reward = self.mlp(first.to(self.mlp.layers[0].weight.dtype)).squeeze(-1)
+        reward = self.mlp(hidden[:, 0].to(self.mlp.layers[0].weight.dtype)).squeeze(-1)
         return (reward - _MEAN) / _STD
 
 
@@ -106,11 +102,7 @@ def described_vision(weights: Path) -> dict[str, Any]:
 
 
 def vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -> BlipVisionConfig:
-    """Return the vision tower's geometry.
-
-    Raises:
-        KeyError: a weight that tells it is missing.
-    """
+    """Return the vision tower's geometry; KeyError if a weight that tells it is missing."""
     patches = state["embeddings.patch_embedding.weight"]
     positions = state["embeddings.position_embedding"].shape[1]
     width, patch = patches.shape[0], patches.shape[-1]
@@ -126,14 +118,6 @@ def vision_geometry(state: Mapping[str, Tensor], described: Mapping[str, Any]) -
 
 
 def _text_geometry(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -> BlipTextConfig:
-    known = (
-        "num_attention_heads",
-        "hidden_act",
-        "layer_norm_eps",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "initializer_range",
-    )
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
         vocab_size=vocabulary,
@@ -144,5 +128,5 @@ def _text_geometry(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -
         num_hidden_layers=count_blocks(state, "encoder.layer"),
         max_position_embeddings=state["embeddings.position_embeddings.weight"].shape[0],
         is_decoder=True,
-        **{name: med_config[name] for name in known if name in med_config},
+        **{name: med_config[name] for name in TEXT_SETTINGS if name in med_config},
     )

@@ -7,6 +7,7 @@ PickScore is published in transformers' own layout.
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -29,12 +30,13 @@ _CLIP_NAMES = {
 }
 _CLIP_TRANSPOSED = ("text_projection", "visual.proj")
 _CLIP_BLOCKS = {"transformer.resblocks": "text_model.encoder", "visual.transformer.resblocks": "vision_model.encoder"}
-_CLIP_BLOCK_MODULES = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
+_CLIP_BLOCK_NAMES = {
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "attn.in_proj_": "self_attn.{}_proj.",  # query, key and value, one after the other
+    "attn.out_proj.": "self_attn.out_proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
 }
 _BLIP_VISION_NAMES = {
     "cls_token": "embeddings.class_embedding",
@@ -44,13 +46,13 @@ _BLIP_VISION_NAMES = {
     "norm.weight": "post_layernorm.weight",
     "norm.bias": "post_layernorm.bias",
 }
-_BLIP_BLOCK_MODULES = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.qkv": "self_attn.qkv",
-    "attn.proj": "self_attn.projection",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+_BLIP_BLOCK_NAMES = {
+    "norm1.": "layer_norm1.",
+    "norm2.": "layer_norm2.",
+    "attn.qkv.": "self_attn.qkv.",
+    "attn.proj.": "self_attn.projection.",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
 }
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
 # Contrastive heads of BLIP's pretraining, which the reward does not use, and a buffer of indices.
@@ -58,62 +60,45 @@ IMAGEREWARD_UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder
 
 
 def open_clip_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of a transformers `CLIPModel` from an open_clip one.
-
-    Raises:
-        ValueError: a name that open_clip's CLIP does not have.
-    """
-    converted: dict[str, Tensor] = {}
+    """Return the state dict of a transformers `CLIPModel` from an open_clip one; ValueError if a name is foreign."""
+    layers = {blocks: count_blocks(state, blocks) for blocks in _CLIP_BLOCKS}
+    names, converted = _clip_names(layers), {}
     for name, tensor in state.items():
-        if name in _CLIP_NAMES:
-            converted[_CLIP_NAMES[name]] = tensor.T.contiguous() if name in _CLIP_TRANSPOSED else tensor
-            continue
-        block = re.fullmatch(r"((?:visual\.)?transformer\.resblocks)\.(\d+)\.(.+)\.(weight|bias)", name)
-        fused = re.fullmatch(r"((?:visual\.)?transformer\.resblocks)\.(\d+)\.attn\.in_proj_(weight|bias)", name)
-        if fused:
-            prefix = f"{_CLIP_BLOCKS[fused[1]]}.layers.{fused[2]}.self_attn"
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                converted[f"{prefix}.{part}_proj.{fused[3]}"] = piece.contiguous()
-        elif block and block[3] in _CLIP_BLOCK_MODULES:
-            target = _CLIP_BLOCK_MODULES[block[3]]
-            converted[f"{_CLIP_BLOCKS[block[1]]}.layers.{block[2]}.{target}.{block[4]}"] = tensor
-        else:
+        if name not in names:
             raise ValueError(f"{name!r} is not a weight of an open_clip CLIP model: give an HPS checkpoint")
+        if "{}" in names[name]:
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                converted[names[name].format(part)] = piece.contiguous()
+        else:
+            converted[names[name]] = tensor.T.contiguous() if name in _CLIP_TRANSPOSED else tensor
     return converted
 
 
 def transformers_to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the open_clip state dict of a transformers `CLIPModel`'s; the inverse of `open_clip_to_transformers`."""
+    layers = {blocks: count_blocks(state, f"{encoder}.layers") for blocks, encoder in _CLIP_BLOCKS.items()}
     converted: dict[str, Tensor] = {}
-    for name, target in _CLIP_NAMES.items():
-        converted[name] = state[target].T.contiguous() if name in _CLIP_TRANSPOSED else state[target]
-    for prefix, encoder in _CLIP_BLOCKS.items():
-        for layer in range(count_blocks(state, f"{encoder}.layers")):
-            source = f"{encoder}.layers.{layer}"
-            for kind in ("weight", "bias"):
-                parts = [state[f"{source}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-                converted[f"{prefix}.{layer}.attn.in_proj_{kind}"] = torch.cat(parts)
-                for module, own in _CLIP_BLOCK_MODULES.items():
-                    converted[f"{prefix}.{layer}.{module}.{kind}"] = state[f"{source}.{own}.{kind}"]
+    for name, target in _clip_names(layers).items():
+        if "{}" in target:
+            converted[name] = torch.cat([state[target.format(part)] for part in "qkv"])
+        else:
+            converted[name] = state[target].T.contiguous() if name in _CLIP_TRANSPOSED else state[target]
     return converted
 
 
 def imagereward_to_transformers(
     state: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Return the state dicts of a `BlipVisionModel`, a `BlipTextModel` and the MLP head from the flat published one.
-
-    Raises:
-        ValueError: a name that ImageReward does not have.
-    """
+    """Return the states of vision tower, text tower and head from the flat one; ValueError if a name is foreign."""
+    names = _blip_names(count_blocks(state, f"{_VISION}blocks"))
     vision: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith(IMAGEREWARD_UNUSED):
             continue
-        if name.startswith(_VISION):
-            vision[_blip_vision_name(name.removeprefix(_VISION))] = tensor
+        if name in names:
+            vision[names[name]] = tensor
         elif name.startswith(_TEXT):
             text[name.removeprefix(_TEXT)] = tensor
         elif name.startswith(_HEAD):
@@ -127,15 +112,12 @@ def transformers_to_imagereward(
     vision: Mapping[str, Tensor], text: Mapping[str, Tensor], head: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the flat published state dict; the inverse of `imagereward_to_transformers`."""
-    converted = {f"{_VISION}{name}": vision[target] for name, target in _BLIP_VISION_NAMES.items()}
-    for layer in range(count_blocks(vision, "encoder.layers")):
-        for module, own in _BLIP_BLOCK_MODULES.items():
-            for kind in ("weight", "bias"):
-                name = f"{_VISION}blocks.{layer}.{module}.{kind}"
-                converted[name] = vision[f"encoder.layers.{layer}.{own}.{kind}"]
-    converted |= {f"{_TEXT}{name}": tensor for name, tensor in text.items()}
-    converted |= {f"{_HEAD}{name}": tensor for name, tensor in head.items()}
-    return converted
+    names = _blip_names(count_blocks(vision, "encoder.layers"))
+    return (
+        {name: vision[target] for name, target in names.items()}
+        | {f"{_TEXT}{name}": tensor for name, tensor in text.items()}
+        | {f"{_HEAD}{name}": tensor for name, tensor in head.items()}
+    )
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
@@ -144,10 +126,22 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     return len({match[1] for name in names if (match := pattern.match(name))})
 
 
-def _blip_vision_name(name: str) -> str:
-    if name in _BLIP_VISION_NAMES:
-        return _BLIP_VISION_NAMES[name]
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-    if block and block[2] in _BLIP_BLOCK_MODULES:
-        return f"encoder.layers.{block[1]}.{_BLIP_BLOCK_MODULES[block[2]]}.{block[3]}"
-    raise ValueError(f"{_VISION + name!r} is not a weight of ImageReward: give the published ImageReward.pt")
+def _clip_names(layers: Mapping[str, int]) -> dict[str, str]:
+    """Return transformers' names by open_clip's, for so many blocks of each tower; {} stands for q, k and v."""
+    names = dict(_CLIP_NAMES)
+    for blocks, encoder in _CLIP_BLOCKS.items():
+        names |= _block_names(layers[blocks], blocks, f"{encoder}.layers", _CLIP_BLOCK_NAMES)
+    return names
+
+
+def _blip_names(layers: int) -> dict[str, str]:
+    """Return transformers' names of the vision tower by those of ImageReward, for so many blocks."""
+    names = {f"{_VISION}{name}": target for name, target in _BLIP_VISION_NAMES.items()}
+    return names | _block_names(layers, f"{_VISION}blocks", "encoder.layers", _BLIP_BLOCK_NAMES)
+
+
+def _block_names(layers: int, blocks: str, own_blocks: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {
+        f"{blocks}.{layer}.{name}{kind}": f"{own_blocks}.{layer}.{own}{kind}"
+        for layer, (name, own), kind in product(range(layers), names.items(), ("weight", "bias"))
+    }

@@ -25,11 +25,7 @@ def write_pickscore(
 def write_hps(
     model: CLIPModel, tokenizer: CLIPTokenizer, directory: str | Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write an open_clip state dict with fused projections, its geometry and its tokenizer.
-
-    Raises:
-        ValueError: the two towers have different activations, which open_clip cannot express.
-    """
+    """Write an open_clip state dict, its geometry and tokenizer; ValueError if open_clip lacks the activations."""
     vision, text = tower_configs(model)
     activations = {vision.hidden_act, text.hidden_act}
     if len(activations) != 1 or not activations <= {"gelu", "quick_gelu"}:
@@ -73,28 +69,17 @@ def write_imagereward(
     Raises:
         ValueError: the vision tower's LayerNorm eps is not BLIP's, which the layout cannot express.
     """
-    if vision.config.layer_norm_eps != imagereward.VISION_LAYER_NORM_EPS:
-        raise ValueError(
-            f"vision layer_norm_eps is {vision.config.layer_norm_eps}: build BLIP's tower with "
-            f"{imagereward.VISION_LAYER_NORM_EPS}"
-        )
-    med_config = {
+    found, eps = vision.config.layer_norm_eps, imagereward.VISION_LAYER_NORM_EPS
+    if found != eps:
+        raise ValueError(f"vision layer_norm_eps is {found}: build BLIP's tower with {eps}")
+    same = (*imagereward.TEXT_SETTINGS, "hidden_size", "num_hidden_layers", "intermediate_size")
+    same = (*same, "max_position_embeddings", "pad_token_id", "vocab_size")
+    settings = text.config.to_dict()
+    med_config = {name: settings[name] for name in same} | {
         "architectures": ["BertModel"],
         "model_type": "bert",
-        "hidden_size": text.config.hidden_size,
-        "num_hidden_layers": text.config.num_hidden_layers,
-        "num_attention_heads": text.config.num_attention_heads,
-        "intermediate_size": text.config.intermediate_size,
-        "hidden_act": text.config.hidden_act,
-        "hidden_dropout_prob": text.config.hidden_dropout_prob,
-        "attention_probs_dropout_prob": text.config.attention_probs_dropout_prob,
-        "initializer_range": text.config.initializer_range,
-        "layer_norm_eps": text.config.layer_norm_eps,
-        "max_position_embeddings": text.config.max_position_embeddings,
-        "pad_token_id": text.config.pad_token_id,
         "type_vocab_size": 2,
-        "vocab_size": text.config.vocab_size,
-        "encoder_width": text.config.encoder_hidden_size,
+        "encoder_width": settings["encoder_hidden_size"],
         "add_cross_attention": True,
     }
     heads = {"num_attention_heads": vision.config.num_attention_heads}

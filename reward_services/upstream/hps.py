@@ -16,45 +16,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reward_services.models.checkpoints import load_strict, local_path, read_state_dict, weights_file
+from reward_services.models.checkpoints import PublishedReward, load_strict, local_path, read_state_dict, weights_file
 from reward_services.models.hps import GEOMETRY_FILE, PUBLISHED_FILE, HPSv2
 from reward_services.spec import PreprocessMode
-from reward_services.upstream.byte_pairs import own_vocabulary
-from reward_services.upstream.environment import provide_torchvision
-from reward_services.upstream.pictures import to_pil
+from reward_services.upstream.inputs import own_vocabulary, to_pil
 
 _PUBLISHED_GEOMETRY = "ViT-H-14"
 
 
-class UpstreamHPS(nn.Module):
+class UpstreamHPS(PublishedReward):
     """Upstream's scores, one picture at a time."""
 
     published_file: ClassVar[str] = PUBLISHED_FILE
 
-    def __init__(self, model: nn.Module, transform: Any, tokenizer: Any):
+    def __init__(self, model: nn.Module, transform: Any, tokenizer: Any, preprocess: PreprocessMode = "exact"):
         super().__init__()
+        assert preprocess == "exact", "the package has no other, see RewardSpec"
         self.model = model
         self.transform = transform
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "UpstreamHPS":
-        """Read what the native HPS reads.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or does not fit; or an option that upstream lacks.
-        """
-        if dtype != torch.float32 or preprocess != "exact":
-            raise ValueError(f"dtype={dtype}, preprocess={preprocess!r}: upstream has float32 and exact alone")
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[nn.Module, Any, Any]:
+        """Read what the native HPS reads."""
         path = weights_file(checkpoint, cls.published_file)
         state = read_state_dict(path)
-        provide_torchvision()
         open_clip = import_module("hpsv2.src.open_clip")
         names = import_module("hpsv2.src.open_clip.tokenizer")
         sidecar = path.with_name(GEOMETRY_FILE)
@@ -71,7 +57,7 @@ class UpstreamHPS(nn.Module):
         words = local_path(tokenizer) if tokenizer else path.parent
         has_words = words is not None and (words / "tokenizer.json").is_file()
         own = own_vocabulary(names.SimpleTokenizer, words) if words and has_words else names._tokenizer
-        return cls(model, transform, own)
+        return model, transform, own
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""

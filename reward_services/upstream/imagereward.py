@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
-from reward_services.models.checkpoints import fetch, read_state_dict, read_tokenizer
+from reward_services.models.checkpoints import PublishedReward, fetch, read_state_dict, read_tokenizer
 from reward_services.models.imagereward import (
+    MAX_TOKENS,
     PUBLISHED_TOKENIZER,
     TEXT_CONFIG_FILE,
     WEIGHTS_FILE,
@@ -28,13 +29,10 @@ from reward_services.models.imagereward import (
 from reward_services.models.layouts import IMAGEREWARD_UNUSED, imagereward_to_transformers
 from reward_services.preprocess import imagereward_preprocess
 from reward_services.spec import PreprocessMode
-from reward_services.upstream.environment import provide_torchvision
-from reward_services.upstream.pictures import to_pil
-
-_MAX_TOKENS = 35
+from reward_services.upstream.inputs import to_pil
 
 
-class UpstreamImageReward(nn.Module):
+class UpstreamImageReward(PublishedReward):
     """Upstream's scores, one picture at a time; the gradient passes its resizing by the native rule."""
 
     def __init__(self, model: Any, size: int, preprocess: PreprocessMode = "exact"):
@@ -43,26 +41,12 @@ class UpstreamImageReward(nn.Module):
         self.preprocess = imagereward_preprocess(size, preprocess)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        tokenizer: str | None = None,
-        preprocess: PreprocessMode = "exact",
-        dtype: torch.dtype = torch.float32,
-    ) -> "UpstreamImageReward":
-        """Read what the native ImageReward reads, by upstream's own `load`.
-
-        Raises:
-            ValueError: the checkpoint is absent, truncated, or not ImageReward; or dtype is not float32.
-        """
-        if dtype != torch.float32:
-            raise ValueError(f"dtype={dtype}: upstream computes in float32")
+    def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[Any, int]:
+        """Read what the native ImageReward reads, by upstream's own `load`."""
         path, med_config = fetch(checkpoint, WEIGHTS_FILE), fetch(checkpoint, TEXT_CONFIG_FILE)
         state = read_state_dict(path)
         geometry = vision_geometry(imagereward_to_transformers(state)[0], described_vision(path))
-        source = tokenizer or (str(path.parent) if path.with_name("vocab.txt").is_file() else PUBLISHED_TOKENIZER)
-        words = read_tokenizer(BertTokenizer, source)
-        provide_torchvision()
+        words = read_tokenizer(BertTokenizer, tokenizer, path.parent, PUBLISHED_TOKENIZER)
         package = import_module("ImageReward")
         module = import_module("ImageReward.ImageReward")
         blip, pretrain = (import_module(f"ImageReward.models.BLIP.{name}") for name in ("blip", "blip_pretrain"))
@@ -96,7 +80,7 @@ class UpstreamImageReward(nn.Module):
         if missing:
             raise ValueError(f"checkpoint {str(path)!r} is not a whole ImageReward: it lacks {missing[:3]}")
         assert isinstance(geometry.image_size, int)
-        return cls(model, geometry.image_size, preprocess)
+        return model, geometry.image_size
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""
@@ -107,7 +91,7 @@ class UpstreamImageReward(nn.Module):
         value = self.model.preprocess(to_pil(image)).unsqueeze(0).to(image.device)
         smooth = self.preprocess(image)
         tokens = self.model.blip.tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
+            prompt, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(image.device)
         pixels = value + (smooth - smooth.detach())
         return self.model.score_gard(tokens.input_ids, tokens.attention_mask, pixels).squeeze(-1)

@@ -82,7 +82,7 @@ def test_a_bucket_that_cannot_be_written_costs_no_checkpoint_that_was_good(bucke
     name = run.save()
     run.steps(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.saved._store, "_root", "no-such-bucket/prefix")
+        patch.setattr(run.saved.store, "_root", "no-such-bucket/prefix")
         run.save()
     assert "000000000016 cannot be saved" in run.said[-1]
     facts = small(elsewhere).saved.restore()

@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 
 from slingstone.checkpoints import saving, store
-from slingstone.checkpoints.manifest import Manifest, entry_of
+from slingstone.checkpoints.manifest import Facts, Manifest, entry_of
 from slingstone.checkpoints.saving import SaveFailed
-from slingstone.checkpoints.state import Facts
 from slingstone.config import Runtime
 from slingstone.engines.shards import DamagedCheckpoint, copied, read
 from tests.checkpoints.killed_while_saving import MOMENTS
@@ -325,8 +324,10 @@ def test_a_copy_shares_no_memory_and_keeps_the_kinds():
 
 
 def test_a_manifest_reads_back_equal_and_tells_what_it_is_not():
-    manifest = Manifest({"images": 3}, {})
-    assert Manifest.from_json(manifest.to_json(), "x") == manifest
+    manifest = Manifest(Facts(3, 1, "mlflow", {}), {})
+    assert Manifest.from_json(manifest.to_json(), manifest.facts.name) == manifest
+    with pytest.raises(DamagedCheckpoint, match="checkpoint x: its manifest tells of another one"):
+        Manifest.from_json(manifest.to_json(), "x")
     newer = json.loads(manifest.to_json()) | {"format": 2}
     with pytest.raises(DamagedCheckpoint, match="format 2, this version reads 1"):
-        Manifest.from_json(json.dumps(newer), "x")
+        Manifest.from_json(json.dumps(newer), manifest.facts.name)

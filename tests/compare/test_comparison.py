@@ -1,6 +1,8 @@
-"""Evaluations of several models: resumable pieces, one protocol with training, tables with the paper's rows."""
+"""Evaluations of several models: resumable shards, one protocol with training, tables with the paper's rows."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from slingstone.compare import pieces, published_scores, results, schedule, table
-from slingstone.compare.judge import Worker, read_piece, read_sheet
+from slingstone.compare import results, schedule, table
+from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
+from slingstone.compare.shards import directory, prepare, shards_of
 from slingstone.config import Comparison, ConfigError, load_as, to_yaml
+from slingstone.driver.launch import RunFailed
 from slingstone.evaluation.protocol import merge
 from slingstone.networks.latent_diffusion import load
 from slingstone.worker.measure import Measure
@@ -68,8 +72,8 @@ def write_comparison(micro, aligned, tmp_path):
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def planned(path: Path) -> pieces.Plan:
-    return pieces.prepare(load_as(Comparison, path))
+def planned(path: Path) -> Comparison:
+    return prepare(load_as(Comparison, path))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
@@ -89,11 +93,11 @@ def test_a_finished_run_is_evaluated_to_the_digit_as_it_was_in_training(micro, a
         dist.destroy_process_group()
 
     both = planned(write_comparison())
-    worker = Worker(both)
-    pieces = [piece for piece in both.pieces() if piece.model == 1]
-    for piece in reversed(pieces):
-        worker.evaluate(piece)
-    after = merge([read_piece(piece) for piece in pieces]).summary()
+    evaluator = Evaluator(both)
+    shards = [shard for shard in shards_of(both) if shard.model == "aligned"]
+    for shard in reversed(shards):
+        evaluator.evaluate(shard)
+    after = merge([read_shard(shard) for shard in shards]).summary()
     times = {"seconds_per_image"}
     for summary in (within, after):
         summary["standard_errors"].pop("seconds_per_image")
@@ -105,25 +109,25 @@ def test_a_finished_run_is_evaluated_to_the_digit_as_it_was_in_training(micro, a
 
 def test_what_is_done_stays_done_until_the_model_or_its_settings_change(write_comparison, aligned):
     both = planned(write_comparison(batch_size=2, images_per_prompt=1))
-    assert len(both.pieces()) == 2 * 1
+    assert len(shards_of(both)) == 2 * 1
     small = planned(write_comparison(batch_size=1, images_per_prompt=1))
-    pieces = small.pieces()
-    assert [(piece.model, piece.number, piece.total) for piece in pieces] == [
-        (0, 0, 2),
-        (0, 1, 2),
-        (1, 0, 2),
-        (1, 1, 2),
+    shards = shards_of(small)
+    assert [(shard.model, shard.number, shard.total) for shard in shards] == [
+        ("init", 0, 2),
+        ("init", 1, 2),
+        ("aligned", 0, 2),
+        ("aligned", 1, 2),
     ]
     more = planned(write_comparison(batch_size=1, images_per_prompt=1, workers={"num_workers": 3}))
-    assert more.pieces() == pieces, "the number of workers is no setting of the results"
+    assert shards_of(more) == shards, "the number of workers is no setting of the results"
     for change in ({"seed": 1}, {"images_per_prompt": 2}, {"oracle": "scenes"}, {"rewards": {}}):
         changed = planned(write_comparison(**({"batch_size": 1, "images_per_prompt": 1} | change)))
-        assert not {piece.path for piece in changed.pieces()} & {piece.path for piece in pieces}
+        assert not {shard.path for shard in shards_of(changed)} & {shard.path for shard in shards}
     weights = aligned / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights)
-    paths = [piece.path for piece in more.pieces()]
-    assert paths[:2] == [piece.path for piece in pieces[:2]]
-    assert not {*paths[2:]} & {piece.path for piece in pieces}, "the run was repeated in the meantime"
+    paths = [shard.path for shard in shards_of(more)]
+    assert paths[:2] == [shard.path for shard in shards[:2]]
+    assert not {*paths[2:]} & {shard.path for shard in shards}, "the run was repeated in the meantime"
 
 
 def test_mistakes_are_named_together_before_anything_starts(write_comparison, tmp_path):
@@ -144,7 +148,7 @@ def test_mistakes_are_named_together_before_anything_starts(write_comparison, tm
     assert "prompts.absent: prompts file 'absent.txt' does not exist" in str(caught.value)
 
 
-def test_the_pieces_add_up_to_rows_groups_win_rates_and_distances(write_comparison, rewards_root, tmp_path):
+def test_the_shards_add_up_to_rows_groups_win_rates_and_distances(write_comparison, rewards_root, tmp_path):
     folder = tmp_path / "real"
     folder.mkdir()
     for number in range(5):
@@ -152,13 +156,13 @@ def test_the_pieces_add_up_to_rows_groups_win_rates_and_distances(write_comparis
         Image.fromarray(noise).save(folder / f"{number}.png")
     features = {"kind": "clip", "checkpoint": str(rewards_root / "pickscore"), "images": str(folder)}
     both = planned(write_comparison(features=features))
-    worker, real = Worker(both), tmp_path / "real.pt"
-    for piece in both.pieces():
-        worker.evaluate(piece)
-    worker.real_features(real)
-    summary = results.collect(both, both.pieces(), {"init": {}, "aligned": {}}, real)
+    evaluator, real = Evaluator(both), tmp_path / "real.pt"
+    for shard in shards_of(both):
+        evaluator.evaluate(shard)
+    evaluator.real_features(real)
+    summary = results.collect(both, shards_of(both), {"init": {}, "aligned": {}}, real)
 
-    rows = parquet.read_table(both.directory / "results.parquet").to_pylist()
+    rows = parquet.read_table(directory(both) / "results.parquet").to_pylist()
     assert len(rows) == 2 * 6 * 2
     mine = [row["rewards/hps"] for row in rows if row["model"] == "aligned"]
     found = summary["sets"]["kinds"]
@@ -170,19 +174,22 @@ def test_the_pieces_add_up_to_rows_groups_win_rates_and_distances(write_comparis
     for model in ("init", "aligned"):
         assert found["models"][model]["fid"]["mean"] > 0
 
-    worker.sheet(1, ["a red disc"], tmp_path / "sheet.pt")
+    evaluator.sheets([("aligned", ["a red disc"], tmp_path / "sheet.pt")])
     assert read_sheet(tmp_path / "sheet.pt").shape == (1, 3, 48, 48)
-    written = table.markdown(both.settings, summary)
+    written = re.sub(" +", " ", table.markdown(both, summary))
     assert "clip features of" in written
     assert "| DI* † | 1 | 2.6B | 1.067 | 5.74 | .2304 | 32.82 | 2.22 |" in written
     assert written.index("DI* †") < written.index("| **aligned** | 1 |")
 
 
-def test_the_published_rows_are_whole_and_never_without_their_mark(write_comparison):
-    assert all(len(row.scores) == len(published_scores.PARTI_COLUMNS) for row in published_scores.PARTI)
-    assert all(len(row.scores) == len(published_scores.HPSV2_STYLES) + 1 for row in published_scores.HPSV2)
-    for row in published_scores.HPSV2:
-        assert float(row.scores[-1]) == pytest.approx(np.mean([float(score) for score in row.scores[:-1]]), abs=0.011)
+def test_the_published_rows_are_whole_and_never_without_their_mark():
+    published = table.published_scores()
+    for name in ("parti", "hpsv2"):
+        of_all = len(["model", "steps", "params"]) + len(published[name]["headings"]) + len(["last"])
+        assert all(len(row) == of_all for row in published[name]["rows"])
+        assert all(isinstance(cell, str) for row in published[name]["rows"] for cell in row), "as they are printed"
+    for _, _, _, *scores, average in published["hpsv2"]["rows"]:
+        assert float(average) == pytest.approx(np.mean([float(score) for score in scores]), abs=0.011)
 
 
 @pytest.mark.ray
@@ -190,19 +197,48 @@ def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(clu
     both = planned(write_comparison(workers={"num_workers": 2}, batch_size=2, images_per_prompt=1))
     said: list[str] = []
     summary = schedule.compare(both, said.append)
-    alone = Worker(both)
-    piece = both.pieces()[-1]
-    known = read_piece(piece)
-    Path(piece.path).unlink()
-    alone.evaluate(piece)
+    shard = shards_of(both)[-1]
+    known = read_shard(shard)
+    shard.path.unlink()
+    Evaluator(both).evaluate(shard)
     times = ("seconds_per_image",)
-    for mine, theirs in zip(read_piece(piece).rows, known.rows, strict=True):
+    for mine, theirs in zip(read_shard(shard).rows, known.rows, strict=True):
         assert {k: v for k, v in mine.values.items() if k not in times} == {
             k: v for k, v in theirs.values.items() if k not in times
         }
     for name in ("results.parquet", "table.md", "summary.json", "sheets/kinds.png"):
-        assert (both.directory / name).is_file(), name
-    assert json.loads((both.directory / "summary.json").read_text()) == json.loads(json.dumps(summary))
+        assert (directory(both) / name).is_file(), name
+    assert json.loads((directory(both) / "summary.json").read_text()) == json.loads(json.dumps(summary))
     again = schedule.compare(both, said.append)
-    assert "2 models, 2 pieces, 2 of them known" in said
+    assert "2 models, 2 shards, 2 of them known" in said
     assert again["sets"]["kinds"]["win_rates"] == summary["sets"]["kinds"]["win_rates"]
+
+
+@pytest.mark.ray
+def test_a_lost_process_costs_its_shard_a_second_try_and_two_name_the_shard(
+    cluster, write_comparison, tmp_path, monkeypatch
+):
+    both = planned(write_comparison(batch_size=1, images_per_prompt=1, sheet_prompts=1))
+
+    class Dying(Evaluator):
+        """Dies in the first model's second shard, as often as there are files to take away."""
+
+        def evaluate(self, shard):
+            deaths = sorted(tmp_path.glob("death-*"))
+            if deaths and (shard.model, shard.number) == ("init", 1):
+                deaths[0].unlink()
+                os._exit(1)
+            return super().evaluate(shard)
+
+    monkeypatch.setattr(schedule, "Evaluator", Dying)
+    said: list[str] = []
+    for number in range(2):
+        (tmp_path / f"death-{number}").touch()
+    with pytest.raises(RunFailed, match=r"models\.init on prompts\.kinds: two processes died of it"):
+        schedule.compare(both, said.append)
+    assert [shard.done for shard in shards_of(both)] == [True, False, False, False], "what is done stays done"
+    (tmp_path / "death-0").touch()
+    schedule.compare(both, said.append)
+    assert "2 models, 4 shards, 1 of them known" in said
+    assert not list(tmp_path.glob("death-*"))
+    assert any("12/12 images" in line for line in said)

@@ -114,37 +114,38 @@ def alone(tmp_path):
     dist.destroy_process_group()
 
 
-def guarded(run: Small, told: list[tuple[str, int]]) -> Rollback:
-    return Rollback(run.trainer, run.saved, run.run, lambda reason, images: told.append((reason, images)))
+def rolling_back(run: Small, told: list[tuple[str, int]]) -> Rollback:
+    settings, seed = run.experiment.recovery.exploding, run.experiment.seed
+    return Rollback(run.trainer, run.saved, settings, seed, lambda reason, images: told.append((reason, images)))
 
 
 def test_an_explosion_goes_back_and_draws_other_noise_and_too_many_stop(tmp_path, alone):
     told: list[tuple[str, int]] = []
     limits = ["recovery.exploding={grad_norm: 1000000.0, rollbacks: 2}"]
     run = small(tmp_path / "checkpoints", limits)
-    safeguard = guarded(run, told)
+    rollback = rolling_back(run, told)
     run.steps(2)
     run.save()
     saved = run.everything()
-    first = safeguard.step()
+    first = rollback.step()
     assert first is not None
     for expected in (16, 16):
-        strict = run.run.recovery.exploding.model_copy(update={"grad_norm": 1e-12})
-        safeguard._settings = strict
-        assert safeguard.step() is None
+        strict = run.experiment.recovery.exploding.model_copy(update={"grad_norm": 1e-12})
+        rollback.settings = strict
+        assert rollback.step() is None
         assert told[-1] == (told[-1][0], expected)
         assert "above recovery.exploding.grad_norm" in told[-1][0]
         assert all((saved[name] == tensor).all() for name, tensor in run.everything().items())
     with pytest.raises(FloatingPointError, match="went back 2 times already"):
-        safeguard.step()
+        rollback.step()
     run.saved.restore_from("000000000016")
     again = run.trainer.step()
     assert again["loss/assistant"] == first["loss/assistant"], "without an explosion the noise is the same"
-    safeguard = guarded(run, told)
-    safeguard._settings = strict
-    assert safeguard.step() is None
-    safeguard._settings = run.run.recovery.exploding
-    after = safeguard.step()
+    rollback = rolling_back(run, told)
+    rollback.settings = strict
+    assert rollback.step() is None
+    rollback.settings = run.experiment.recovery.exploding
+    after = rollback.step()
     assert after is not None
     assert after["loss/assistant"] != first["loss/assistant"]
 
@@ -152,4 +153,4 @@ def test_an_explosion_goes_back_and_draws_other_noise_and_too_many_stop(tmp_path
 def test_an_explosion_before_the_first_checkpoint_stops(tmp_path, alone):
     run = small(tmp_path / "checkpoints", ["recovery.exploding={grad_norm: 1.0e-12}"])
     with pytest.raises(FloatingPointError, match="there is no checkpoint yet"):
-        guarded(run, []).step()
+        rolling_back(run, []).step()

@@ -121,15 +121,16 @@ def test_an_impossible_evaluation_is_refused_before_anything_is_sampled(wrong: d
         evaluate(untouched, rewards={}, **settings)
 
 
-def test_progress_counts_every_picture_once_and_the_clock_starts_warm() -> None:
-    counted, calls = [], []
+def test_every_picture_is_seen_once_and_the_clock_starts_warm() -> None:
+    seen: list[Tensor] = []
+    calls = []
 
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
         calls.append(len(prompts))
         pictures = noise_sampler(prompts, seeds)
         return pictures if len(calls) > 1 else Pictures(pictures.images, 1e6, 2)
 
-    evaluation = evaluate(sampler, PROMPTS, rewards={}, images_per_prompt=3, batch_size=6, progress=counted.append)
-    assert sum(counted) == 21
+    evaluation = evaluate(sampler, PROMPTS, rewards={}, images_per_prompt=3, batch_size=6, see=seen.append)
+    assert sum(map(len, seen)) == 21
     assert sum(calls) == 21 + 6
     assert evaluation.metrics["seconds_per_image"].mean == pytest.approx(0.02)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs import export as job
-from slingstone.checkpoints.manifest import write
+from slingstone.checkpoints.manifest import Facts, Manifest, write
 from slingstone.checkpoints.run_directory import RunDirectory
-from slingstone.checkpoints.state import Facts, as_manifest, averaged_weights
+from slingstone.checkpoints.state import averaged_weights
 from slingstone.checkpoints.store import open_store
+from slingstone.cli import main
 from slingstone.config import Experiment
 from slingstone.export import hub
 from slingstone.export.onnx_file import TOLERANCE, write_onnx
@@ -55,7 +55,7 @@ def trained(run: Experiment) -> tuple[Path, dict[str, torch.Tensor]]:
     facts, store = Facts(parts.trainer.images, 1, "0", {}), open_store(str(directory / "checkpoints"))
     with store.part(facts.name) as part:
         files = write(parts.state.snapshot(), part)
-    store.publish(facts.name, as_manifest(facts, files).to_json())
+    store.publish(facts.name, Manifest(facts, files).to_json())
     family, pictures = parts.trainer.family, {}
     generator = parts.state.engines["generator"]
     for kind, weights in (("ema", averaged_weights(parts.trainer, generator)), ("raw", generator.full_weights())):
@@ -65,17 +65,16 @@ def trained(run: Experiment) -> tuple[Path, dict[str, torch.Tensor]]:
     return directory, pictures
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-    return job.main()
+def call(*arguments: str | Path) -> int:
+    return main(["export", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("overrides", [PLAIN, (*PLAIN, LORA)], ids=["full", "lora"])
 def test_a_process_without_slingstone_draws_the_trainers_picture(
-    micro: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+    micro: Callable[..., Experiment], tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     directory, pictures = trained(micro(*overrides))
-    assert call(monkeypatch, directory, tmp_path / "ema") == 0
+    assert call(directory, tmp_path / "ema") == 0
     # The sum of products is another after merging, and float16's would be a hundred times coarser.
     found = strangers_picture(tmp_path / "ema", tmp_path / "found.pt")
     torch.testing.assert_close(found, pictures["ema"], rtol=0, atol=1e-4)
@@ -85,7 +84,7 @@ def test_a_process_without_slingstone_draws_the_trainers_picture(
     assert "| images | 16 |" in card
     assert "| seed | 0 |" in card
     assert "was not evaluated" in card
-    assert call(monkeypatch, directory, tmp_path / "raw", "--weights", "raw") == 0
+    assert call(directory, tmp_path / "raw", "--weights", "raw") == 0
     raw = load_file(tmp_path / "raw" / "unet" / "diffusion_pytorch_model.safetensors")
     ema = load_file(tmp_path / "ema" / "unet" / "diffusion_pytorch_model.safetensors")
     assert raw.keys() == ema.keys()
@@ -95,22 +94,20 @@ def test_a_process_without_slingstone_draws_the_trainers_picture(
 def test_a_run_or_checkpoint_that_is_not_there_is_named(
     micro: Callable[..., Experiment],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert call(monkeypatch, tmp_path / "nowhere", tmp_path / "out") == 1
+    assert call(tmp_path / "nowhere", tmp_path / "out") == 1
     assert "has no config.yaml" in capsys.readouterr().err
     run = micro(*PLAIN)
     directory = Path(run.storage) / "align" / run.name
     RunDirectory(directory).begin(run, "nowhere", "0")
-    assert call(monkeypatch, directory, tmp_path / "out", "--checkpoint", "9") == 1
+    assert call(directory, tmp_path / "out", "--checkpoint", "9") == 1
     assert "has no checkpoint 9; there is none" in capsys.readouterr().err
 
 
 def test_an_export_writes_below_its_target_alone_and_no_name_leads_it_elsewhere(
     micro: Callable[..., Experiment],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def tree() -> dict[Path, bytes]:
@@ -119,17 +116,17 @@ def test_an_export_writes_below_its_target_alone_and_no_name_leads_it_elsewhere(
     directory, _ = trained(micro(*PLAIN))
     outside = shutil.copytree(next((directory / "checkpoints").iterdir()), tmp_path / "outside" / "000000000016")
     before = tree()
-    assert call(monkeypatch, directory, tmp_path / "exports" / "one") == 0
+    assert call(directory, tmp_path / "exports" / "one") == 0
     after = tree()
     assert {path: after[path] for path in before} == before
     assert all(path.is_relative_to(tmp_path / "exports" / "one") for path in after.keys() - before.keys())
 
     for name in (outside, "../../../outside/000000000016", "..", "."):
-        assert call(monkeypatch, directory, tmp_path / "out", "--checkpoint", name) == 1
+        assert call(directory, tmp_path / "out", "--checkpoint", name) == 1
         assert "has no checkpoint" in capsys.readouterr().err
     config = directory / "config.yaml"
     config.write_text(config.read_text().replace("name: micro", "name: ../../outside"))
-    assert call(monkeypatch, directory, tmp_path / "out") == 1
+    assert call(directory, tmp_path / "out") == 1
     assert "name = '../../outside'" in capsys.readouterr().err
     assert tree().keys() == after.keys(), "nothing was written"
 
@@ -138,8 +135,7 @@ def test_onnx_of_generator_and_decoder_draws_torchs_picture(tmp_path: Path) -> N
     pytest.importorskip("onnxscript")
     directory = str(tiny_sdxl.write_pipeline(tmp_path / "sdxl"))
     family = load(directory, directory, generator_timestep=399, generator_input="unscaled")
-    check = write_onnx(family, tmp_path / "onnx")
-    assert check.difference <= TOLERANCE
+    assert write_onnx(family, tmp_path / "onnx") <= TOLERANCE
     shapes = json.loads((tmp_path / "onnx" / "inputs.json").read_text())
     assert shapes["noise"] == [1, *family.latent_shape]
     assert set(shapes) == {"noise", *family.text_encoder.encode([""])}

@@ -14,6 +14,15 @@ from tests import tiny
 PROMPTS = ["a red disc", "a white ring"]
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a `reference` and a `generator` of other weights."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    tiny.write_pipeline(directory / "reference", seed=0)
+    tiny.write_pipeline(directory / "generator", seed=1)
+    return directory
+
+
 def run(directory: Path, **call) -> torch.Tensor:
     pipeline = DiffusionPipeline.from_pretrained(directory)
     pipeline.set_progress_bar_config(disable=True)

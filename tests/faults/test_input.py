@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slingstone import tracking
-from slingstone.checkpoints.manifest import Manifest
+from slingstone.checkpoints.manifest import FORMAT, Manifest, _digest
 from slingstone.checkpoints.run_directory import RunDirectory
-from slingstone.checkpoints.state import facts_of
 from slingstone.config import ConfigError, Experiment, flatten, load, to_yaml
 from slingstone.engines.shards import DamagedCheckpoint
 from slingstone.prompts.files import read_prompts
@@ -109,9 +108,10 @@ def test_any_json_as_a_manifest_is_refused_in_words(tree):
 @ANY
 @given(facts=st.dictionaries(st.sampled_from(["images", "num_workers", "mlflow_run_id", "config"]), trees))
 def test_any_facts_under_a_valid_hash_are_refused_in_words(facts):
-    text = Manifest(facts, {}).to_json()
-    with pytest.raises(DamagedCheckpoint, match="checkpoint 000000000008"):
-        facts_of(Manifest.from_json(text, "000000000008"), "000000000008")
+    body = {"format": FORMAT, "facts": facts, "files": {}}
+    text = json.dumps(body | {"sha256": _digest(body)})
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 000000000008: its manifest tells of another one"):
+        Manifest.from_json(text, "000000000008")
 
 
 SECRET = "hunter2-token"

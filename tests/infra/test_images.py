@@ -101,8 +101,7 @@ def test_the_reward_image_installs_what_reward_services_imports_and_no_more():
                 imported.add(node.module)
             elif isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
-    own = {"reward_services", "torchvision"}  # its stand-in lies in reward_services/upstream
-    modules = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - own
+    modules = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"reward_services"}
     (install,) = (run for run in given(INFRA / "docker" / "reward.Dockerfile", "RUN") if "pip install" in run)
     packages = {word.strip('"').split("[")[0] for word in install.partition("constraints.txt")[2].split()}
     assert packages == {BY_MODULE.get(module, module) for module in modules}

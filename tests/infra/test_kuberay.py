@@ -144,7 +144,10 @@ def test_the_sweeps_cluster_holds_its_trials(tmp_path):
     assert load_as(Sweep, ROOT / config, overrides).storage == STORAGE
     planned = trials.prepare(load_as(Sweep, ROOT / config, [*overrides, f"storage={tmp_path}"]))
     planned.begin()
-    assert (planned.run.runtime.use_gpu, planned.run.placement.trainer) == (True, "slingstone/group=trainer")
+    assert (planned.experiment.runtime.use_gpu, planned.experiment.placement.trainer) == (
+        True,
+        "slingstone/group=trainer",
+    )
     spec = ray_spec(items)
     assert concurrency(planned, at_start(spec), nodes_at_start(spec)) == 8, "one trial a GPU"
 

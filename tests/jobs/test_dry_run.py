@@ -39,8 +39,8 @@ def test_a_dry_run_of_every_shipped_run_prints_it_and_the_memory_by_part(path: P
 
 def test_a_published_run_is_tried_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from slingstone.config import load; from slingstone.runtime import memory; "
-        "text = memory.describe(load('configs/align/sdxl.yaml')); assert 'published sizes' in text, text; "
+        "import sys; from slingstone.config import load; from slingstone.plan import report; "
+        "text = report.dry_run(load('configs/align/sdxl.yaml')); assert 'published sizes' in text, text; "
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(

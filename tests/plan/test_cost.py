@@ -18,6 +18,7 @@ from slingstone.config import Experiment, Runtime, load
 from slingstone.engines.engine import TorchEngine
 from slingstone.networks import latent_diffusion
 from slingstone.plan import cost, memory, report, traffic, work
+from slingstone.plan.published_sizes import PUBLISHED
 from slingstone.step.panel import RewardPanel
 from slingstone.step.trainer import Trainer
 from slingstone.worker.assembly import step_settings
@@ -114,7 +115,7 @@ def test_the_tables_are_what_the_published_architectures_give() -> None:
         )
         latents, words = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768)
         picture = torch.empty(1, 3, 224, 224, requires_grad=True)
-        found = work.PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+        found = PUBLISHED["stable-diffusion-v1-5/stable-diffusion-v1-5"].work
         assert flops(lambda: unet(latents, t, encoder_hidden_states=words)) == pytest.approx(found.network, rel=1e-3)
         assert flops(lambda: decoder.decode(latents)) == pytest.approx(found.decoder, rel=1e-3)
         asked = flops(lambda: tower(picture).pooler_output.sum().backward())
@@ -165,7 +166,7 @@ def test_a_checkpoint_takes_the_bytes_that_the_plan_says(two_ranks, label):
 
 def plan(gpus: int, *overrides: str, assumed: cost.Assumptions = H100) -> cost.Cost:
     run = load(SDXL, overrides)
-    return cost.cost(run, gpus, work.work_of(run), memory.sizes(run), assumed, report.picture_side(run))
+    return cost.cost(run, gpus, work.work_of(run), memory.sizes(run), assumed)
 
 
 def test_more_gpus_share_the_batch_until_each_has_one_picture():
@@ -178,7 +179,7 @@ def test_more_gpus_share_the_batch_until_each_has_one_picture():
 
 def test_memory_is_the_dry_runs():
     run = cost.on(load(SDXL), 64)
-    assert plan(64).memory_gib == memory.estimate(run, memory.sizes(run)).most / memory.GIB
+    assert plan(64).memory_gib == memory.estimate(run, memory.sizes(run)).most / cost.GIB
     assert plan(64, "runtime.zero_stage=3").memory_gib < plan(64).memory_gib
 
 
@@ -204,13 +205,13 @@ def test_the_job_prints_the_plan_and_marks_published_numbers_as_their_authors():
     assert "authors' own numbers: DMD2" in done.stdout
     assert "64 GPUs x 57 h, 3,072,000 pictures: 0.23 a GPU and second" in done.stdout
     assert [
-        line.split()[0] for line in done.stdout.splitlines() if "GPUs" not in line and line[:5].strip().isdigit()
+        line.split()[0] for line in done.stdout.splitlines() if "GPUs" not in line and line[:6].strip().isdigit()
     ] == [str(2**power) for power in range(11)]
 
 
 def test_networks_that_are_not_known_are_said_to_be():
     with pytest.raises(ValueError, match=r"models.reference = 'some/model': is no directory and in no table"):
-        report.describe(load(SDXL, ["models.reference=some/model"]), 8, H100)
+        report.scaling(load(SDXL, ["models.reference=some/model"]), 8, H100)
 
 
 def test_a_tiny_pipeline_is_counted_from_its_configuration(tmp_path: Path) -> None:
@@ -220,4 +221,4 @@ def test_a_tiny_pipeline_is_counted_from_its_configuration(tmp_path: Path) -> No
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         family.decoder.decode(torch.randn(1, *family.latent_shape))
     assert work.work_of(run).decoder == counter.get_total_flops()
-    assert report.picture_side(run) == tiny.IMAGE_SIZE
+    assert work.work_of(run).side == tiny.IMAGE_SIZE

@@ -12,7 +12,7 @@ from slingstone.config import ATTENTION, Experiment, load
 from slingstone.networks import latent_diffusion
 from slingstone.networks.adapters import Adapter, sharing_copy
 from slingstone.networks.footprint import LiveBytes, graph_bytes
-from slingstone.plan import memory
+from slingstone.plan import memory, report
 from slingstone.plan.published_sizes import PUBLISHED
 from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
 from workbench.benchmark.architecture import trainer_of
@@ -93,7 +93,7 @@ def test_the_table_of_published_networks_is_what_their_architecture_gives() -> N
 
 
 def test_a_reference_of_unknown_size_is_said_to_be_unknown() -> None:
-    text = memory.describe(run_of("some/model"))
+    text = report.dry_run(run_of("some/model"))
     assert "not known" in text
     assert all(line.startswith("#") for line in text.splitlines())
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from slingstone.prompts.files import read_prompt_set, read_prompts
+from slingstone.prompts.files import read_grouped_prompts, read_prompts
 
 EXPECTED = ("a réd disc", 'a sign that says "STOP"', '"GIGGLE" painted, in red', "a blue\u2028disc")
 ROWS = [*EXPECTED[:2], "", *EXPECTED[2:], "  "]
@@ -126,7 +126,7 @@ def test_json_lines_keep_every_prompt_but_for_its_line_breaks(
 def test_reading_text_needs_neither_torch_nor_pyarrow(tmp_path: Path) -> None:
     file = written(tmp_path, "x.tsv", "Prompt\na cat\n")
     code = (
-        "import sys; from slingstone.prompts import read_prompts; read_prompts(sys.argv[1]);"
+        "import sys; from slingstone.prompts.files import read_prompts; read_prompts(sys.argv[1]);"
         "print({'torch', 'ray', 'pyarrow'} & set(sys.modules))"
     )
     said = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
@@ -138,17 +138,23 @@ def test_groups_of_a_table_go_with_their_prompts(tmp_path):
     path.write_text(
         'Prompt\tCategory\tChallenge\na "bond"\tAbstract\tBasic\na cat\tAnimals\tBasic\na cat\tArts\tBasic\n'
     )
-    found = read_prompt_set(path, groups=("Category", "Challenge"))
-    assert found.prompts == ('a "bond"', "a cat")
-    assert found.groups["a cat"] == {"Category": ("Animals", "Arts"), "Challenge": ("Basic",)}
+    found = read_grouped_prompts(path, groups=("Category", "Challenge"))
+    assert list(found) == ['a "bond"', "a cat"]
+    assert found["a cat"] == {"Category": ("Animals", "Arts"), "Challenge": ("Basic",)}
     with pytest.raises(ValueError, match=r"parti.tsv' has no column 'Style'"):
-        read_prompt_set(path, groups=("Style",))
+        read_grouped_prompts(path, groups=("Style",))
 
 
-def test_a_json_lines_file_has_groups_too(tmp_path):
+def test_json_lines_and_parquet_have_groups_too(tmp_path):
     path = tmp_path / "geneval.jsonl"
     path.write_text('{"tag": "single_object", "include": [], "prompt": "a photo of a bench"}\n')
-    assert read_prompt_set(path, groups=("tag",)).groups == {"a photo of a bench": {"tag": ("single_object",)}}
+    expected = {"a photo of a bench": {"tag": ("single_object",)}}
+    assert read_grouped_prompts(path, groups=("tag",)) == expected
+    file = table(tmp_path, tag=["single_object"], n=[1], prompt=["a photo of a bench"])
+    assert read_grouped_prompts(file, groups=("tag",)) == expected
+    text = written(tmp_path, "x.txt", "a photo of a bench")
+    with pytest.raises(ValueError, match="is text and has no column 'tag'"):
+        read_grouped_prompts(text, groups=("tag",))
 
 
 def test_a_benchmark_by_style_is_a_folder_of_lists_or_one_document(tmp_path):
@@ -157,10 +163,10 @@ def test_a_benchmark_by_style_is_a_folder_of_lists_or_one_document(tmp_path):
     one = tmp_path / "all.json"
     one.write_text('{"anime": ["a girl", "a tower"], "photo": ["a girl"]}')
     expected = {"a girl": {"style": ("anime", "photo")}, "a tower": {"style": ("anime",)}}
-    assert read_prompt_set(one).groups == expected
+    assert read_grouped_prompts(one) == expected
     one.unlink()
-    found = read_prompt_set(tmp_path)
-    assert (found.prompts, found.groups) == (("a girl", "a tower"), expected)
+    found = read_grouped_prompts(tmp_path)
+    assert (list(found), found) == (["a girl", "a tower"], expected)
     (tmp_path / "photo.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"has a int in photo 1 where a prompt should be"):
-        read_prompt_set(tmp_path)
+        read_grouped_prompts(tmp_path)

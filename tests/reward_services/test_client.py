@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from reward_services import client
 from reward_services.client import (
     InProcessClient,
+    ServeClient,
+    differentiable,
+)
+from reward_services.protocol import (
     InvalidRequestError,
     RewardFailedError,
     RewardOverloadedError,
     RewardUnavailableError,
-    ServeClient,
-    differentiable,
 )
 
 

@@ -18,6 +18,7 @@ from reward_services.models.hps import PUBLISHED_FILE
 from reward_services.preprocess import Preprocess
 from reward_services.protocol import InvalidRequestError, RewardFailedError
 from reward_services.spec import RewardSpec
+from workbench.late_reward import late
 
 Spec = Callable[..., RewardSpec]
 PROMPTS = ["a red circle", "green"]
@@ -93,7 +94,7 @@ def test_a_replica_with_other_weights_than_its_spec_knows_does_not_start(spec: S
 
 def test_a_replica_that_is_busy_is_healthy_and_what_the_test_finds_counts_later(spec: Spec, images, monkeypatch):
     monkeypatch.setattr("reward_services.deployment._HEALTH_CHECK_TIMEOUT_S", 0.2)
-    service = RewardService(spec("hps", simulated_latency_s=0.5).model_dump())
+    service = RewardService(late(spec("hps"), 0.5).model_dump())
 
     async def scenario() -> None:
         request = asyncio.create_task(service.score_and_gradient(images, PROMPTS))
@@ -132,7 +133,7 @@ def test_a_replica_counts_batches_and_errors_by_reward(spec: Spec, images: np.nd
 
     monkeypatch.setattr("ray.util.metrics.Histogram.observe", record)
     monkeypatch.setattr("ray.util.metrics.Counter.inc", record)
-    service = RewardService(spec("hps", simulated_latency_s=0.05).model_dump())
+    service = RewardService(late(spec("hps"), 0.05).model_dump())
     asyncio.run(service.score_and_gradient(images, PROMPTS))
     found = {name: value for name, value, tags in seen if tags == {"reward": "hps"}}
     assert found["reward_batch_images"] == 2
@@ -171,10 +172,10 @@ def test_a_share_of_a_gpu_is_a_share_of_its_memory(spec: Spec, monkeypatch, shar
     assert found == capped
 
 
-def test_simulated_latency_delays_answers_and_not_the_start(spec: Spec, images: np.ndarray):
+def test_a_late_reward_delays_answers_and_not_the_start(spec: Spec, images: np.ndarray):
     latency_s = 1.0
     start = time.monotonic()
-    service = RewardService(spec("hps", simulated_latency_s=latency_s).model_dump())
+    service = RewardService(late(spec("hps"), latency_s).model_dump())
     started = time.monotonic()
     asyncio.run(service.score_and_gradient(images, PROMPTS))
     assert time.monotonic() - started >= latency_s

@@ -12,11 +12,13 @@ import torch
 from ray import serve
 from torch import Tensor
 
-from reward_services.client import InProcessClient, RewardOverloadedError, ServeClient
+from reward_services.client import InProcessClient, ServeClient
 from reward_services.deployment import build
 from reward_services.models import load
+from reward_services.protocol import RewardOverloadedError
 from reward_services.spec import RewardSpec
 from tests.reward_services.replicas import pids, wait_until
+from workbench.late_reward import late
 
 Spec = Callable[..., RewardSpec]
 PROMPTS = ["a red circle"]
@@ -31,9 +33,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="module")
 def narrow(cluster: None, spec: Spec) -> Iterator[RewardSpec]:
     """A slow reward that takes two requests at once and keeps one waiting; its last test deletes it."""
-    one = spec(
-        "hps", name="narrow", max_batch_images=1, max_queued_requests=1, simulated_latency_s=LATENCY_S, num_cpus=0.0
-    )
+    one = late(spec("hps", name="narrow", max_batch_images=1, max_queued_requests=1, num_cpus=0.0), LATENCY_S)
     serve.run(build(one), name=one.app_name, route_prefix=None)
     yield one
     serve.delete(one.app_name)
@@ -105,17 +105,17 @@ def test_a_replica_whose_test_score_moved_is_replaced(cluster: None, tmp_path: P
 @pytest.mark.ray
 @pytest.mark.slow
 def test_load_starts_replicas_and_its_end_stops_them(cluster: None, spec: Spec, images: Tensor):
-    one = spec(
+    plain = spec(
         "hps",
         name="elastic",
         max_batch_images=1,
         num_cpus=0.0,
-        simulated_latency_s=1.0,
         max_replicas=3,
         target_ongoing_requests=1.0,
         upscale_delay_s=1.0,
         downscale_delay_s=2.0,
     )
+    one = late(plain, 1.0)
     serve.run(build(one), name=one.app_name, route_prefix=None)
     try:
         client = ServeClient("elastic", deadline_s=300.0)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import urllib3
@@ -41,6 +40,7 @@ from reward_services.protocol import (
     UnauthorisedError,
 )
 from reward_services.spec import HttpSpec, RewardSpec
+from tests.reward_services.replicas import pids
 from tests.reward_services.test_wire import BAD, BODIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def _ask(ingress: HttpIngress, method: str, body: bytes = b"", peer: str = "10.1
 
 def _ingress(settings: HttpSpec, judge: Callable = _twice) -> tuple[HttpIngress, list[RewardError]]:
     failed: list[RewardError] = []
-    return HttpIngress("hps", settings, judge, lambda: {"rule": None}, failed.append), failed
+    return HttpIngress("hps", settings, judge, {"rule": None}, failed.append), failed
 
 
 BODY = wire.encode_request(wire.Request(np.full((2, 3, 2, 2), 0.5, np.float32), ["red", "green"]))
@@ -290,12 +290,6 @@ def served(cluster: None, proxy: str, spec: Spec) -> Iterator[tuple[str, RewardS
     serve.delete(one.app_name)
 
 
-def _replicas(name: str) -> list[int]:
-    title = f"ray::ServeReplica:reward-{name}:"
-    running = psutil.Process().children(recursive=True)
-    return [process.pid for process in running if " ".join(process.cmdline()).startswith(title)]
-
-
 @pytest.mark.ray
 def test_over_http_scores_and_gradients_are_those_of_this_process_bit_for_bit(served, spec: Spec, images: Tensor):
     url, one = served
@@ -331,7 +325,7 @@ def test_the_trainer_outside_the_cluster_of_the_readme_climbs_the_reward(served,
 @pytest.mark.ray
 def test_a_replica_survives_every_bad_body_and_every_stranger(served, images: Tensor):
     url, one = served
-    before = _replicas(one.name)
+    before = pids(one.name)
     headers = {"content-type": wire.MEDIA_TYPE, "authorization": f"Bearer {TOKEN}"}
     address = f"{url}/{one.app_name}"
     for case, (body, kind, _) in BAD.items():
@@ -345,7 +339,7 @@ def test_a_replica_survives_every_bad_body_and_every_stranger(served, images: Te
     with pytest.raises(RewardUnavailableError, match="nothing is served"):
         HttpClient(url, "absent", token=TOKEN).submit(images, PROMPTS).result()
     HttpClient(url, one.name, token=TOKEN).submit(images, PROMPTS).result()
-    assert _replicas(one.name) == before
+    assert pids(one.name) == before
     assert len(before) == 1
 
 
@@ -355,7 +349,7 @@ _TYPED = (InvalidRequestError, MalformedRequestError, RequestTooLargeError, Unau
 @pytest.mark.ray
 def test_a_replica_survives_hundreds_of_requests_that_nobody_would_write(served, images: Tensor):
     url, one = served
-    before = _replicas(one.name)
+    before = pids(one.name)
     pool = urllib3.PoolManager(retries=False)
     names = st.sampled_from(["content-type", "authorization", "content-encoding", "accept", "expect-nothing"])
     values = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
@@ -374,4 +368,4 @@ def test_a_replica_survives_hundreds_of_requests_that_nobody_would_write(served,
     assert sum(statuses.values()) >= 300
     assert {400, 401} <= set(statuses)
     HttpClient(url, one.name, token=TOKEN).submit(images, PROMPTS).result()
-    assert _replicas(one.name) == before
+    assert pids(one.name) == before

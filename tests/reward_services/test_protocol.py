@@ -96,7 +96,6 @@ def test_a_spec_names_its_application():
         {"max_replicas": 0},
         {"http": {"access": "everybody"}},
         {"http": {"max_body_mib": 0}},
-        {"simulated_latency_s": -0.1},
         {"unknown": 1},
     ],
     ids=str,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -21,14 +20,15 @@ from torch import Tensor
 from reward_services.client import (
     ImageStore,
     InProcessClient,
-    InvalidRequestError,
-    RewardUnavailableError,
     ServeClient,
     differentiable,
 )
 from reward_services.deployment import RewardService, build
 from reward_services.models import load
+from reward_services.protocol import InvalidRequestError, RewardUnavailableError
 from reward_services.spec import RewardSpec
+from tests.reward_services.replicas import pids
+from workbench.late_reward import late
 
 Spec = Callable[..., RewardSpec]
 KINDS = ("pickscore", "hps", "imagereward")
@@ -58,20 +58,10 @@ def frail(
 ) -> Iterator[tuple[RewardSpec, Path]]:
     """A slow reward with a checkpoint of its own, to be broken; the last test that uses it leaves it broken."""
     checkpoint = Path(shutil.copytree(rewards_root / "hps", tmp_path_factory.mktemp("frail") / "hps"))
-    service = spec("hps", name="frail", checkpoint=str(checkpoint), simulated_latency_s=LATENCY_S, num_cpus=0.0)
+    service = late(spec("hps", name="frail", checkpoint=str(checkpoint), num_cpus=0.0), LATENCY_S)
     serve.run(build(service), name=service.app_name, route_prefix=None)
     yield service, checkpoint
     serve.delete(service.app_name)
-
-
-def _replica_pids(name: str) -> list[int]:
-    """Processes of this session's own cluster, a child of this one, that serve a reward."""
-    title = f"ray::ServeReplica:reward-{name}:"
-    return [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if process.is_running() and " ".join(process.cmdline()).startswith(title)
-    ]
 
 
 @pytest.mark.ray
@@ -116,7 +106,7 @@ BAD_REQUESTS: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.ray
 def test_bad_requests_are_typed_errors_and_the_replica_lives_on(three: None, images: Tensor):
-    before = _replica_pids("hps")
+    before = pids("hps")
     handle = serve.get_app_handle("reward-hps")
     for case, (pixels, prompts) in BAD_REQUESTS.items():
         with pytest.raises(InvalidRequestError, match="reward 'hps'"):
@@ -125,7 +115,7 @@ def test_bad_requests_are_typed_errors_and_the_replica_lives_on(three: None, ima
     with pytest.raises(InvalidRequestError, match="2 prompts for 3 pictures"):
         ServeClient("hps").submit(images, PROMPTS[:2]).result()
     ServeClient("hps").submit(images, PROMPTS).result()
-    assert _replica_pids("hps") == before
+    assert pids("hps") == before
     assert len(before) == 1
 
 
@@ -171,10 +161,10 @@ def test_a_request_whose_replica_is_killed_is_answered_by_another_with_the_same_
     expected, expected_gradient = client.submit(images, PROMPTS).result()
     pending = client.submit(images, PROMPTS)
     time.sleep(0.4 * LATENCY_S)
-    (victim,) = _replica_pids("frail")
+    (victim,) = pids("frail")
     os.kill(victim, signal.SIGKILL)
     scores, gradient = pending.result()
-    assert victim not in _replica_pids("frail")
+    assert victim not in pids("frail")
     assert torch.equal(scores, expected)
     assert torch.equal(gradient, expected_gradient)
 
@@ -185,7 +175,7 @@ def test_a_reward_without_any_replica_is_an_error_by_its_deadline(frail: tuple[R
     client = ServeClient("frail", deadline_s=3.0)
     client.submit(images, PROMPTS).result()
     shutil.rmtree(checkpoint)  # no new replica can start
-    for pid in _replica_pids("frail"):
+    for pid in pids("frail"):
         os.kill(pid, signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(RewardUnavailableError, match=r"reward 'frail': no answer within 3 s"):

@@ -12,10 +12,7 @@ from PIL import Image
 
 from slingstone.config import ConfigError, Sweep, load, load_as
 from slingstone.config.sweep import Metric
-from slingstone.sweep import results, search, table, trials
-from slingstone.sweep.importance import importances
-
-pytest.importorskip("optuna")
+from slingstone.sweep import analysis, search, table, trials
 
 SHORT = ("runtime.num_workers=1", "runtime.engine=torch", "evaluation.reference=null", "evaluation.num_prompts=2")
 
@@ -46,7 +43,7 @@ def write_sweep(write_run, tmp_path):
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def planned(path: Path) -> trials.Plan:
+def planned(path: Path) -> trials.PreparedSweep:
     return trials.prepare(load_as(Sweep, path))
 
 
@@ -90,7 +87,7 @@ def test_a_trial_is_the_run_with_its_values_and_nothing_else_changed(write_sweep
     text = search.param_space(grid.sweep)["objective.distance"]["grid_search"][1]
     trial = grid.trial("few-1", {"objective.distance": text})
     assert trial == load(
-        grid.run_file,
+        grid.given_file,
         [
             "objective.distance={kind: pseudo_huber, constant: 0.1}",
             "rewards.lifecycle=external",
@@ -118,7 +115,7 @@ def test_early_stopping_has_no_rung_where_trials_end_anyway(write_sweep):
     few.begin()
     scheduler = search._scheduler(few)
     rungs = [milestone for milestone, _ in scheduler._brackets[0]._rungs]
-    assert few.run.training.num_images == 32
+    assert few.experiment.training.num_images == 32
     assert rungs == [16, 8]
     assert not scheduler._stop_last_trials, "the last evaluation is still to come"
 
@@ -130,8 +127,7 @@ def test_no_trial_may_be_stopped_before_its_generator_has_taken_a_step(write_swe
 
 def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(write_sweep):
     names = {"objectives": (Metric(metric="a"), Metric(metric="b", mode="min")), "signal": Metric(metric="hps")}
-    run = planned(write_sweep())
-    few = trials.Plan(run.sweep.model_copy(update=names), run.run, run.written)
+    few = planned(write_sweep()).sweep.model_copy(update=names)
 
     def row(name: str, a: float, b: float, hps: float) -> dict:
         return {"name": name, "metrics": {"a": a, "b": b, "hps": hps}}
@@ -142,10 +138,10 @@ def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(writ
         row("low", 1.0, 1.0, 0.2),
         row("twin", 1.0, 1.0, 0.0),
     ]
-    assert [found["name"] for found in results.front(few, rows)] == ["high", "low", "twin"]
-    assert results.recommended(few, rows)["name"] == "low"
-    worse = few.sweep.model_copy(update={"signal": Metric(metric="hps", mode="min")})
-    assert results.recommended(trials.Plan(worse, few.run, few.written), rows)["name"] == "twin"
+    assert [found["name"] for found in analysis.pareto_front(few, rows)] == ["high", "low", "twin"]
+    assert analysis.recommended(few, rows)["name"] == "low"
+    worse = few.model_copy(update={"signal": Metric(metric="hps", mode="min")})
+    assert analysis.recommended(worse, rows)["name"] == "twin"
 
 
 def test_the_search_learns_from_all_objectives_and_stays_in_the_ranges(write_sweep):
@@ -177,10 +173,10 @@ def test_the_path_that_made_the_difference_has_the_importance(write_sweep):
         values = {"objective.guidance.scale": number / 20, "evaluation.seed": str(number % 2)}
         return {"values": values, "metrics": {"rewards/hps": number / 20}}
 
-    found = importances(few.sweep, [row(number) for number in range(20)])
+    found = analysis.importances(few.sweep, [row(number) for number in range(20)])
     assert found.keys() == {"rewards/hps"}, "no trial says anything of the others"
     assert found["rewards/hps"]["objective.guidance.scale"] > 0.9
-    assert importances(few.sweep, [row(number) for number in range(3)]) == {}
+    assert analysis.importances(few.sweep, [row(number) for number in range(3)]) == {}
 
 
 def test_a_sweep_goes_on_from_another_copy_of_the_working_directory(write_sweep, tmp_path, monkeypatch):
@@ -192,7 +188,7 @@ def test_a_sweep_goes_on_from_another_copy_of_the_working_directory(write_sweep,
         few = planned(path)
         few.begin()
         assert few.trial("few-1", {}).data.prompts == str(tmp_path / copy / "prompts.txt")
-    assert load(few.run_file, []).data.prompts == "prompts.txt", "what is recommended is as it was given"
+    assert load(few.given_file, []).data.prompts == "prompts.txt", "what is recommended is as it was given"
 
 
 def test_trials_that_were_stopped_early_come_after_the_complete_ones(write_sweep):
@@ -244,7 +240,7 @@ def test_an_interrupted_sweep_goes_on_past_a_failed_trial_to_a_recommended_run(c
             assert trial["metrics"]["diversity"] == found["aligned"]["diversity"]
     best = next(trial for trial in trials if trial["name"] == summary["recommended"])
     ready = load(few.directory / "recommended.yaml")
-    assert ready.training.num_images == few.run.training.num_images
+    assert ready.training.num_images == few.experiment.training.num_images
     assert ready.training.generator_optimizer.lr == float(best["values"]["training.generator_optimizer.lr"])
     assert ready.rewards.lifecycle == "managed"
     assert Image.open(few.directory / "pareto.png").size > (300, 300)

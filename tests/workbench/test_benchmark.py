@@ -80,7 +80,9 @@ def test_one_worker_of_the_run_is_measured_and_one_of_its_rewards_is_late(micro)
     ]
     late = run.rewards.services[-1]
     assert late.name == plan.late
-    assert late.simulated_latency_s == pytest.approx(LATENCY_S / 4), "a batch of 4 is computed in 4 passes"
+    model, latency_s, checkpoint = late.checkpoint.split(" ", 2)
+    assert (model, checkpoint) == ("pickscore", run.rewards.services[0].checkpoint)
+    assert float(latency_s) == pytest.approx(LATENCY_S / 4), "a batch of 4 is computed in 4 passes"
     assert (plan.rounds, plan.steps) == (3, 5)
 
 

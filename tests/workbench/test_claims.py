@@ -8,9 +8,8 @@ import torch
 import yaml
 
 from slingstone.config import ConfigError, load_as
-from workbench.claims import cells
-from workbench.claims.matching import Mean, at, differences, matched, mean_of, targets
-from workbench.claims.settings import Claims
+from workbench.claims.plan import Claims, Plan, prepare
+from workbench.claims.results import Mean, at, differences, matched, mean_of, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["runtime.num_workers=1", "runtime.engine=torch", "rewards.backend=in_process", "evaluation.reference=null"]
@@ -56,16 +55,16 @@ def write_claims(write_run, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "claims").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_resolves_to_runs_over_three_seeds(path):
-    planned = cells.prepare(load_as(Claims, path))
+    planned = prepare(load_as(Claims, path))
     assert planned.claims.name == path.stem
     assert len(planned.claims.seeds) >= 3
     assert len(planned.runs) < len(planned.cells), "what several studies need runs once"
 
 
 def test_cells_that_come_to_the_same_run_share_it_and_others_do_not(write_claims):
-    planned = cells.prepare(load_as(Claims, write_claims()))
+    planned = prepare(load_as(Claims, write_claims()))
     assert (len(planned.cells), len(planned.runs)) == (10, 8)
-    again = cells.prepare(load_as(Claims, write_claims(name="few")))
+    again = prepare(load_as(Claims, write_claims(name="few")))
     assert again.runs.keys() == planned.runs.keys(), "the same names when it goes on"
     for cell in planned.cells:
         run = planned.runs[cell.run]
@@ -75,7 +74,7 @@ def test_cells_that_come_to_the_same_run_share_it_and_others_do_not(write_claims
 
 def test_mistakes_are_named_before_anything_runs(write_claims):
     with pytest.raises(ValueError, match=r"metrics.0 = 'utility': is in no evaluation"):
-        cells.prepare(load_as(Claims, write_claims(metrics=["utility"])))
+        prepare(load_as(Claims, write_claims(metrics=["utility"])))
     one = {"name": "a", "title": "A", "matched": True, "arms": [{"name": "x"}, {"name": "x"}]}
     with pytest.raises(ConfigError) as caught:
         load_as(Claims, write_claims(studies=[one]))
@@ -103,7 +102,7 @@ def test_differences_are_taken_seed_by_seed_where_both_arms_have_one():
     assert found == {"other": found["other"], "strange": None}
 
 
-def leave(planned: cells.Plan, run: str, pickscore: float, hps: float) -> None:
+def leave(planned: Plan, run: str, pickscore: float, hps: float) -> None:
     """Write what a run leaves behind."""
     directory = planned.run_directory(run) / "evaluation"
     directory.mkdir(parents=True)
@@ -117,8 +116,8 @@ def leave(planned: cells.Plan, run: str, pickscore: float, hps: float) -> None:
 def test_the_document_compares_arms_at_the_same_trained_reward(write_claims):
     from workbench.claims import studies
 
-    planned = cells.prepare(load_as(Claims, write_claims(metrics=["rewards/hps"])))
-    planned.begin()
+    planned = prepare(load_as(Claims, write_claims(metrics=["rewards/hps"])))
+    planned.directory.mkdir(parents=True)
     for cell in planned.cells:
         strong = cell.values == (("objective.reward_weight", "1000.0"),)
         if cell.study == "distances" and not (cell.arm == "kl" and cell.seed == 1 and strong):
@@ -158,7 +157,7 @@ def test_a_study_is_written_down_run_by_run_and_goes_on_where_it_was_interrupted
             ],
         }
     ]
-    planned = cells.prepare(load_as(Claims, write_claims(studies=rates, seeds=[0], max_concurrent=1)))
+    planned = prepare(load_as(Claims, write_claims(studies=rates, seeds=[0], max_concurrent=1)))
     said: list[str] = []
 
     def interrupt(line: str) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from reward_services.models.imagereward import ImageReward
 from reward_services.spec import RewardKind
 from workbench.parity.compare import compare
-from workbench.parity.tiny import as_tensor, write_pictures
+from workbench.parity.pictures import as_tensor, write_pictures
 
 GOLDEN = Path(__file__).with_name("golden")
 WEIGHTS = os.environ.get("SLINGSTONE_REWARD_WEIGHTS")

@@ -5,12 +5,13 @@ import torch
 
 from reward_services.models import load
 from reward_services.spec import RewardSpec
+from slingstone.config import load_as
 from slingstone.world.drawing import SIZE
 from workbench.recipe.autoencoder import encode, new_autoencoder, reconstruction_loss
 from workbench.recipe.preferences import drawn_candidates
 from workbench.recipe.reference import train_reference
-from workbench.recipe.rewards import agreement, logit_scale, new_reward, train_reward, write_reward
-from workbench.recipe.settings import load_build
+from workbench.recipe.rewards import agreement, new_reward, train_reward, write_reward
+from workbench.recipe.settings import Reference, Training, WorldBuild
 
 ROOT = Path(__file__).resolve().parents[2]
 REWARDS = ["pickscore", "hps", "imagereward"]
@@ -24,9 +25,7 @@ def candidates():
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_reward_learns_choices_and_reads_back_from_its_published_layout(name, candidates, tmp_path):
     reward = new_reward(name, tmp_path / "new", seed=0)
-    train_reward(
-        reward, candidates, steps=100, captions_per_step=8, learning_rate=1e-3, seed=0, scale=logit_scale(name)
-    )
+    train_reward(reward, candidates, Training(steps=100, batch=8, learning_rate=1e-3), seed=0)
     learned = agreement(reward.score, candidates, range(8))
     assert learned > 0.7  # 0.5 is chance; choices are noisy and the model is small
 
@@ -48,7 +47,8 @@ def test_the_autoencoder_makes_a_cell_of_four_by_four_pixels_and_its_loss_is_zer
 def test_the_reference_is_trained_into_an_ordinary_pipeline(tmp_path):
     vae = new_autoencoder().eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=1.0)
-    pipeline = train_reference(vae, pictures=4, steps=2, batch=4, learning_rate=2e-3, seed=0, directory=tmp_path)
+    settings = Reference(pictures=4, steps=2, batch=4, learning_rate=2e-3)
+    pipeline = train_reference(vae, settings, seed=0, directory=tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     caption = "a red circle above a blue square on a gray background"
     pictures = torch.as_tensor(pipeline([caption], num_inference_steps=1, output_type="pt").images)
@@ -57,5 +57,5 @@ def test_the_reference_is_trained_into_an_ordinary_pipeline(tmp_path):
 
 
 def test_the_shipped_build_settings_are_complete():
-    build = load_build(ROOT / "configs/world/scenes.yaml")
+    build = load_as(WorldBuild, ROOT / "configs/world/scenes.yaml")
     assert (ROOT / build.generator).is_file()

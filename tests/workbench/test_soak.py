@@ -6,17 +6,16 @@ from random import Random
 from typing import NamedTuple, cast
 
 import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from slingstone.config import Experiment, load
 from slingstone.driver.preflight import prepare
-from workbench.soak import Fault, soak
-from workbench.soak.fault_plan import KINDS, plan
-from workbench.soak.faults import FAULTS
-from workbench.soak.ground import Ground, ground
-from workbench.soak.meter import Sample, Who, level
-from workbench.soak.run import play, same_end, variant
-from workbench.soak.scene import Scene
-from workbench.soak.shrink import shrink
+from workbench.soak.cluster import Cluster, running
+from workbench.soak.faults import FAULTS, KINDS, Fault, plan
+from workbench.soak.job import Job
+from workbench.soak.processes import Sample, level
+from workbench.soak.run import play, shrink, soak, variant
+from workbench.soak.verdicts import same_end
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "soak" / "scenes.yaml"
 SHORT = ("training.num_images=160", "training.checkpoint_every_images=20", "training.grid_every_images=80")
@@ -25,7 +24,7 @@ SHORT = ("training.num_images=160", "training.checkpoint_every_images=20", "trai
 class Place(NamedTuple):
     """A cluster on which a run came to its end undisturbed."""
 
-    ground: Ground
+    cluster: Cluster
     run: Experiment
     undisturbed: Experiment
 
@@ -36,9 +35,9 @@ def place(tmp_path_factory) -> Iterator[Place]:
     run = prepare(load(CONFIG, [*SHORT, f"storage={storage}"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_AUTH_MODE", raising=False)
-        with ground(storage) as made:
+        with running(storage) as made:
             undisturbed = variant(run, "undisturbed", made)
-            play(Scene(undisturbed, made, Random(0)), [], print)
+            play(Job(undisturbed, made, Random(0)), [], print)
             yield Place(made, run, undisturbed)
 
 
@@ -46,11 +45,10 @@ def place(tmp_path_factory) -> Iterator[Place]:
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["replica", "outage", "slow", "mlflow", "full_disk", "damage", "preemption", "head"])
 def test_a_job_that_suffers_this_ends_as_undisturbed(place, kind):
-    suffering = variant(place.run, kind, place.ground)
-    scene = Scene(suffering, place.ground, Random(1))
-    _, ((_, did),) = play(scene, [Fault(30, kind)], print)
+    suffering = variant(place.run, kind, place.cluster)
+    _, ((_, did),) = play(Job(suffering, place.cluster, Random(1)), [Fault(30, kind)], print)
     assert "killed 0" not in did
-    for verdict in same_end(place.undisturbed, suffering, place.ground):
+    for verdict in same_end(place.undisturbed, suffering, place.cluster.mlflow.uri):
         assert verdict.holds, verdict
 
 
@@ -65,33 +63,34 @@ def test_a_short_soak_holds_all_that_the_long_one_shows(tmp_path, monkeypatch):
         assert verdict.holds or verdict.claim.startswith("memory"), verdict
 
 
-def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch):
-    ground = _Endless()
-    scene = Scene(load(CONFIG), ground, Random(0))
+def test_a_job_whose_fault_does_not_show_is_stopped(monkeypatch, tmp_path):
+    jobs, cluster = _Endless(), Cluster(tmp_path)
+    cluster.jobs = cast("JobSubmissionClient", jobs)
+    job = Job(load(CONFIG), cluster, Random(0))
 
-    def no_show(_: Scene) -> str:
+    def no_show(_: Job) -> str:
         raise TimeoutError("not within 1 s: a replica")
 
     monkeypatch.setitem(cast("dict[str, object]", FAULTS), "replica", no_show)
-    monkeypatch.setattr(scene, "position", lambda: 30)
+    monkeypatch.setattr(job, "position", lambda: 30)
     with pytest.raises(RuntimeError, match=r"replica: not within 1 s.*what it said"):
-        play(scene, [Fault(30, "replica")], print)
-    assert ground.stopped == ["job"]
+        play(job, [Fault(30, "replica")], print)
+    assert jobs.stopped == ["job"]
 
 
-class _Endless(Ground):
-    """A head whose job runs until it is stopped."""
+class _Endless:
+    """A head's jobs, of which each runs until it is stopped."""
 
     def __init__(self) -> None:
         self.stopped: list[str] = []
 
-    def submit(self, *command: str) -> str:
+    def submit_job(self, entrypoint: str) -> str:
         return "job"
 
-    def ended(self, job: str) -> bool:
-        return job in self.stopped
+    def get_job_status(self, job: str) -> JobStatus:
+        return JobStatus.STOPPED if job in self.stopped else JobStatus.RUNNING
 
-    def said(self, job: str) -> str:
+    def get_job_logs(self, job: str) -> str:
         return "what it said"
 
     def stop_job(self, job: str) -> None:
@@ -121,10 +120,9 @@ def test_a_plan_is_the_same_for_its_seed_and_spreads_all_kinds_over_the_run():
 
 @pytest.mark.parametrize(("growth", "flat"), [(1.0, True), (1.04, True), (1.2, False)])
 def test_memory_that_grows_after_the_warm_up_is_told_from_memory_that_does_not(growth, flat):
-    who = Who("trainer", 1, 0.0)
     warming = [Sample(at, 50 + at, 10) for at in range(0, 100, 3)]
     after = [Sample(at, int(1000 * growth ** ((at - 100) / 900)), 10) for at in range(100, 1000, 3)]
-    found = level(who, warming + after)
+    found = level("trainer", warming + after)
     assert found is not None
     assert found.flat == flat
-    assert level(who, after[:10]) is None, "too young to tell"
+    assert level("trainer", after[:10]) is None, "too young to tell"

@@ -8,7 +8,8 @@ import torch
 from slingstone.config import load
 from slingstone.engines.family import load_family
 from slingstone.objectives import divergence
-from slingstone.worker.assembly import encode_ahead, held_out, step_settings
+from slingstone.worker.assembly import encode_ahead, step_settings
+from slingstone.worker.measure import held_out
 from tests import tiny
 
 SCENES = Path(__file__).resolve().parents[2] / "configs" / "align" / "scenes.yaml"
@@ -58,5 +59,5 @@ def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prom
     for network in (family.generator, family.assistant, family.reference):
         assert network.network.is_gradient_checkpointing
     for rank in range(2):
-        encode_ahead(family, held_out(run), tmp_path / "embeddings", rank, world=2)
+        encode_ahead(family, held_out(run.evaluation), tmp_path / "embeddings", rank, world=2)
     assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 3 + 1, "three prompts and the empty one"

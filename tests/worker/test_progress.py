@@ -1,6 +1,5 @@
 """What a user reads while a run goes on."""
 
-from slingstone.evaluation.table import final_table
 from slingstone.worker.progress import Progress, duration
 
 
@@ -41,24 +40,4 @@ def test_durations_are_read_at_a_glance():
         "1:01",
         "1:00:00",
         "2:02:05",
-    ]
-
-
-def test_the_final_table_lists_what_every_column_has():
-    one = {
-        "rewards": {"hps": 0.2},
-        "utility": 0.5,
-        "diversity": 0.1,
-        "seconds_per_image": 0.01,
-        "network_evaluations": 1,
-    }
-    many = one | {"rewards": {"hps": 0.3}, "network_evaluations": 100.0}
-    assert final_table({"init": one, "reference_50_steps": many}).splitlines() == [
-        "                       init  reference 50 steps",
-        "-----------------------------------------------",
-        "reward hps           0.2000              0.3000",
-        "utility              0.5000              0.5000",
-        "diversity            0.1000              0.1000",
-        "seconds per image    0.0100              0.0100",
-        "network evaluations       1                 100",
     ]

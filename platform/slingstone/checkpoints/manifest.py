@@ -1,4 +1,4 @@
-"""What a checkpoint consists of: the size and SHA-256 of each file, and facts. Imports neither torch nor ray."""
+"""What a checkpoint consists of: facts about itself, and the size and SHA-256 of each file."""
 
 import hashlib
 import json
@@ -10,11 +10,34 @@ from typing import Any
 
 import torch
 
-from slingstone.engines.shards import DamagedCheckpoint
+from slingstone.engines.shards import DamagedCheckpoint, Files
 
 FILE = "manifest.json"
 FORMAT = 1
-CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the checkpoint says about itself.
+
+    Attributes:
+        num_workers: ranks that wrote it, and that must read it.
+        config: flat dump of the configuration.
+        score: of the evaluation at this point, if there was one and one is asked for.
+        rollbacks: how often training went back before this point.
+    """
+
+    images: int
+    num_workers: int
+    mlflow_run_id: str
+    config: dict[str, str]
+    score: float | None = None
+    rollbacks: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
+        return f"{self.images:012}"
 
 
 @dataclass(frozen=True)
@@ -27,15 +50,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of one checkpoint by their paths in it, and what it says about itself."""
+    """What one checkpoint says about itself, and its files by their paths in it."""
 
-    facts: Mapping[str, Any]
+    facts: Facts
     files: Mapping[str, Entry]
 
     def to_json(self) -> str:
         """Return the text of manifest.json, which carries its own hash."""
         files = {name: asdict(entry) for name, entry in sorted(self.files.items())}
-        body = {"format": FORMAT, "facts": dict(self.facts), "files": files}
+        body = {"format": FORMAT, "facts": asdict(self.facts), "files": files}
         return json.dumps(body | {"sha256": _digest(body)}, indent=1)
 
     @classmethod
@@ -43,8 +66,12 @@ class Manifest:
         """Read back what `to_json` wrote.
 
         Raises:
-            DamagedCheckpoint: it is not that, byte for byte; names the checkpoint.
+            DamagedCheckpoint: it is not that, byte for byte, or another checkpoint's; names the checkpoint.
         """
+
+        def damaged(reason: str) -> DamagedCheckpoint:
+            return DamagedCheckpoint(f"checkpoint {name}: {reason}")
+
         try:
             body = json.loads(text)
             claimed = body.pop("sha256")
@@ -52,57 +79,46 @@ class Manifest:
             facts = dict(body["facts"])
             version, digest = body["format"], _digest(body)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCheckpoint(f"checkpoint {name}: {FILE} is not one that slingstone wrote: {error!r}") from None
+            raise damaged(f"{FILE} is not one that slingstone wrote: {error!r}") from None
         if version != FORMAT:
-            raise DamagedCheckpoint(f"checkpoint {name}: {FILE} has format {version!r}, this version reads {FORMAT}")
+            raise damaged(f"{FILE} has format {version!r}, this version reads {FORMAT}")
         if claimed != digest:
-            raise DamagedCheckpoint(f"checkpoint {name}: {FILE} was changed after it was written")
+            raise damaged(f"{FILE} was changed after it was written")
         for path in files:
-            _refuse_escape(path, name)
-        return cls(facts, files)
+            if _leads_out(path):
+                raise damaged(f"{FILE} names {path!r}, which lies outside of it")
+        try:
+            manifest = cls(Facts(**facts), files)
+            if manifest.facts.name == name and isinstance(manifest.facts.config, dict):
+                return manifest
+        except (TypeError, ValueError):
+            pass
+        raise damaged("its manifest tells of another one")
 
     def check(self, directory: Path, names: Iterable[str]) -> None:
-        """Compare files with what was written.
-
-        Args:
-            directory: of the checkpoint.
-            names: files to read; all of them are `self.files`.
+        """Compare the named files of a checkpoint's directory with what was written.
 
         Raises:
             DamagedCheckpoint: naming the first file that differs, and how.
         """
         for name in names:
-            path, said = directory / name, self.files[name]
+            path, written, where = directory / name, self.files[name], f"checkpoint {directory.name}: {name}"
             if path.is_symlink() or not path.is_file():
-                raise DamagedCheckpoint(f"checkpoint {directory.name}: {name} is missing")
-            if path.stat().st_size != said.size:
-                found = f"has {path.stat().st_size} bytes instead of {said.size}"
-                raise DamagedCheckpoint(f"checkpoint {directory.name}: {name} {found}: it was cut short or replaced")
-            if entry_of(path) != said:
-                raise DamagedCheckpoint(f"checkpoint {directory.name}: {name} was changed after it was written")
+                raise DamagedCheckpoint(f"{where} is missing")
+            if (size := path.stat().st_size) != written.size:
+                raise DamagedCheckpoint(f"{where} has {size} bytes instead of {written.size}: cut short or replaced")
+            if entry_of(path) != written:
+                raise DamagedCheckpoint(f"{where} was changed after it was written")
 
 
 def entry_of(path: Path) -> Entry:
     """Return the size and hash of a file."""
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return Entry(size, digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Entry(file.tell(), digest)
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_escape(path: str, name: str) -> None:
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
-        raise DamagedCheckpoint(f"checkpoint {name}: {FILE} names {path!r}, which lies outside of it")
-
-
-def write(files: Mapping[str, Any], directory: Path) -> dict[str, Entry]:
+def write(files: Files, directory: Path) -> dict[str, Entry]:
     """Write trees and wait until they are on disk; return what they are."""
     entries = {}
     for name, tree in files.items():
@@ -114,3 +130,12 @@ def write(files: Mapping[str, Any], directory: Path) -> dict[str, Entry]:
             os.fsync(file.fileno())
         entries[name] = entry_of(path)
     return entries
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _leads_out(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path

@@ -43,20 +43,16 @@ def newest(experiment: Experiment) -> str | None:
 
 
 def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to continue with another configuration, where that would change what is computed.
-
-    Args:
-        where: names what would be continued.
-        before: flat dump of its configuration.
-        now: of the one that wants to continue it.
+    """Refuse to continue what lies `where` with another configuration, where that would change what is computed.
 
     Raises:
         ValueError: naming the keys that differ, and those that may.
     """
+    both = {key: (before.get(key, "absent"), now.get(key, "absent")) for key in sorted(before.keys() | now.keys())}
     differing = [
-        f"{key} ({before.get(key, 'absent')} -> {now.get(key, 'absent')})"
-        for key in sorted(before.keys() | now.keys())
-        if _comparable(before.get(key)) != _comparable(now.get(key)) and not key.startswith(MAY_CHANGE)
+        f"{key} ({old} -> {new})"
+        for key, (old, new) in both.items()
+        if of_sources(old) != of_sources(new) and not key.startswith(MAY_CHANGE)
     ]
     if differing:
         may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
@@ -64,10 +60,6 @@ def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) 
             f"{where} holds a run that differs in {', '.join(differing)}; give this run another name, or delete that;"
             f" only these may change on the way: {may}"
         )
-
-
-def _comparable(value: str | None) -> str | None:
-    return value and of_sources(value)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,25 @@
 """Publishes checkpoints while training goes on, keeps the last and the best, and continues from the newest good one.
 
 Every method is a collective: all ranks call it at the same step. Nothing is exchanged from the writing thread; ranks
-agree on what it did at the next step.
+agree on what it did at the next step. A checkpoint that cannot be written raises `SaveFailed` in whatever method
+notices it, if the run is to stop then.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from slingstone.checkpoints.manifest import Entry, Manifest, write
+from slingstone.checkpoints.manifest import Entry, Facts, Manifest, write
 from slingstone.checkpoints.run_directory import refuse_other
-from slingstone.checkpoints.state import Facts, State, as_manifest, facts_of
-from slingstone.checkpoints.store import Store
-from slingstone.config import Experiment, flatten
+from slingstone.checkpoints.state import State
+from slingstone.checkpoints.store import Store, read_manifest
+from slingstone.config import Recovery
 from slingstone.engines.shards import DamagedCheckpoint, Files
 
 POLL_S = 0.02
@@ -37,54 +38,47 @@ class _Pending:
     publishing: bool = False
 
 
+@dataclass
 class Checkpoints:
     """The checkpoints of one run, as one rank sees them.
 
-    Args:
-        state: what is saved and restored.
-        store: where.
-        experiment: how many are kept, and what is done about failures.
+    Attributes:
+        config: flat dump of the run; checkpoints of another one are refused.
+        keep: how many are kept, the best one apart.
         say: shows a line to the user, on rank 0.
-        keep: how many are kept beside the best; by default as many as the run says.
+        waited_s: how long training stood still for the last checkpoint.
     """
 
-    def __init__(
-        self, state: State, store: Store, experiment: Experiment, say: Callable[[str], None], keep: int | None = None
-    ) -> None:
-        self._state = state
-        self._store = store
-        self._experiment = experiment
-        self._keep = experiment.training.keep_checkpoints if keep is None else keep
-        self._say = say
-        self._pending: _Pending | None = None
+    state: State
+    store: Store
+    recovery: Recovery
+    config: Mapping[str, str]
+    keep: int
+    say: Callable[[str], None]
+    waited_s: float = field(default=0.0, init=False)
+    _pending: _Pending | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.waited_s = 0.0
-        """How long training stood still for the last checkpoint."""
 
     def save(self, facts: Facts) -> None:
-        """Copy the state, and have it written and published; waits for that only where the run says so.
-
-        Raises:
-            SaveFailed: this one, or the one before it, cannot be written, where the run is to stop then.
-        """
+        """Copy the state, and have it written and published; waits for that only where the run says so."""
         start = time.perf_counter()
         self.finish()
-        files = self._state.snapshot()
-        self._pending = _Pending(facts, self._writer.submit(_write, self._store, facts.name, files))
-        if not self._experiment.recovery.background:
+        files = self.state.snapshot()
+        self._pending = _Pending(facts, self._writer.submit(_write, self.store, facts.name, files))
+        if not self.recovery.background:
             self.finish()
         self.waited_s = time.perf_counter() - start
 
     def advance(self) -> bool:
-        """Take a checkpoint on its way further if all ranks are ready; return whether one is still on its way.
-
-        Raises:
-            SaveFailed: see `save`.
-        """
+        """Take a checkpoint on its way further if all ranks are ready; return whether one is still on its way."""
         if self._pending is None:
             return False
         work = self._pending.work
-        busy, failed = _sum([float(not work.done()), float(work.done() and work.exception() is not None)])
+        state = torch.tensor([not work.done(), work.done() and work.exception() is not None], dtype=torch.float64)
+        dist.all_reduce(state)
+        busy, failed = state.tolist()
         if busy:
             return True
         if failed:
@@ -96,18 +90,12 @@ class Checkpoints:
         parts: list[dict[str, Entry]] = [{}] * dist.get_world_size()
         dist.all_gather_object(parts, work.result())
         files = {path: entry for part in parts for path, entry in part.items()}
-        manifest = as_manifest(self._pending.facts, files)
-        publish = self._publish if self._state.rank == 0 else _nothing
-        self._pending.work = self._writer.submit(publish, self._pending.facts.name, manifest)
+        self._pending.work = self._writer.submit(self._publish, Manifest(self._pending.facts, files))
         self._pending.publishing = True
         return True
 
     def finish(self) -> None:
-        """Wait until nothing is on its way.
-
-        Raises:
-            SaveFailed: see `save`.
-        """
+        """Wait until nothing is on its way."""
         while self.advance():
             time.sleep(POLL_S)
 
@@ -118,21 +106,21 @@ class Checkpoints:
             ValueError: the run is to stop at a damaged checkpoint, no good one is left, or it is of another run or
                 number of workers; names it.
         """
-        if self._state.rank == 0:
-            self._store.clear()
+        if self.state.rank == 0:
+            self.store.clear()
         dist.barrier()
         refused: list[str] = []
-        for name in reversed(_from_rank_0(self._store.names)):
+        for name in reversed(self._names()):
             try:
                 facts = self.restore_from(name)
             except DamagedCheckpoint as error:
-                if self._experiment.recovery.on_damaged_checkpoint == "stop":
+                if self.recovery.on_damaged_checkpoint == "stop":
                     remedy = "set recovery.on_damaged_checkpoint: previous to continue from the one before"
                     raise ValueError(f"{error}; {remedy}") from error
                 refused.append(str(error))
-                self._say(f"{error}; set aside, going on from the one before")
-                if self._state.rank == 0:
-                    self._store.set_aside(name)
+                self.say(f"{error}; set aside, going on from the one before")
+                if self.state.rank == 0:
+                    self.store.set_aside(name)
                 dist.barrier()
             else:
                 return facts
@@ -148,82 +136,63 @@ class Checkpoints:
             ValueError: it is of another run or number of workers.
         """
         self.finish()
-        with self._store.opened(name) as directory:
+        with self.store.opened(name) as directory:
             with _together():
-                manifest = Manifest.from_json(self._store.manifest(name), name)
-                facts = facts_of(manifest, name)
-                _refuse_foreign(facts, name, self._experiment)
+                manifest = read_manifest(self.store, name)
+                facts = manifest.facts
+                same = {key: value for key, value in self.config.items() if key in facts.config}
+                refuse_other(f"checkpoint {name}", {key: facts.config[key] for key in same}, same)
                 # Each rank hashes its share: together they read everything once.
-                manifest.check(directory, sorted(manifest.files)[self._state.rank :: dist.get_world_size()])
+                manifest.check(directory, sorted(manifest.files)[self.state.rank :: dist.get_world_size()])
             with _together():
-                self._state.restore(directory, facts)
+                self.state.restore(directory, facts)
         return facts
 
     def newest(self) -> str | None:
         """Return the name of the newest checkpoint."""
         self.finish()
-        return next(reversed(_from_rank_0(self._store.names)), None)
+        return next(reversed(self._names()), None)
 
-    def _publish(self, name: str, manifest: Manifest) -> None:
-        self._store.publish(name, manifest.to_json())
-        for superseded in _superseded(self._scores(), self._keep):
-            self._store.delete(superseded)
+    def _names(self) -> list[str]:
+        """Return what rank 0 sees: a shared file system may show another node an older listing."""
+        names = [self.store.names() if self.state.rank == 0 else []]
+        dist.broadcast_object_list(names, src=0)
+        return names[0]
 
-    def _scores(self) -> dict[str, float | None]:
+    def _publish(self, manifest: Manifest) -> None:
+        """Publish on rank 0, and delete what is neither one of the last nor the best."""
+        if self.state.rank > 0:
+            return
+        self.store.publish(manifest.facts.name, manifest.to_json())
         scores: dict[str, float | None] = {}
-        for name in self._store.names():
+        for name in self.store.names():
             try:
-                scores[name] = facts_of(Manifest.from_json(self._store.manifest(name), name), name).score
+                scores[name] = read_manifest(self.store, name).facts.score
             except DamagedCheckpoint:
                 scores[name] = None
-        return scores
+        scored = {name: score for name, score in scores.items() if score is not None}
+        best = max(scored, key=lambda name: scored[name], default=None)
+        for name in list(scores)[: -self.keep]:
+            if name != best:
+                self.store.delete(name)
 
     def _give_up(self, pending: _Pending) -> None:
         self._pending = None
         error = pending.work.exception()
         reason = str(error) if error is not None else "another worker could not write its part"
         message = f"checkpoint {pending.facts.name} cannot be saved: {reason}; the one before it is still good"
-        if self._state.rank == 0:
+        if self.state.rank == 0:
             with suppress(OSError):  # a place that cannot be reached; the next start clears it
-                self._store.clear()
+                self.store.clear()
         dist.barrier()
-        if self._experiment.recovery.on_failed_save == "stop":
+        if self.recovery.on_failed_save == "stop":
             raise SaveFailed(f"{message}; make room, or set recovery.on_failed_save: go_on")
-        self._say(message)
+        self.say(message)
 
 
 def _write(store: Store, name: str, files: Files) -> dict[str, Entry]:
     with store.part(name) as directory:
         return write(files, directory)
-
-
-def _nothing(name: str, manifest: Manifest) -> None:
-    """Stand by while rank 0 publishes."""
-
-
-def _superseded(scores: dict[str, float | None], keep: int) -> list[str]:
-    """Return the names, oldest first, of neither the last `keep` nor the best."""
-    scored = {name: score for name, score in scores.items() if score is not None}
-    best = max(scored, key=lambda name: scored[name], default=None)
-    return [name for name in sorted(scores)[:-keep] if name != best]
-
-
-def _refuse_foreign(facts: Facts, name: str, experiment: Experiment) -> None:
-    known = {key: value for key, value in flatten(experiment).items() if key in facts.config}
-    refuse_other(f"checkpoint {name}", {key: facts.config[key] for key in known}, known)
-
-
-def _sum(values: list[float]) -> list[float]:
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def _from_rank_0(ask: Callable[[], list[str]]) -> list[str]:
-    """Return what rank 0 sees: a shared file system may show another node an older listing."""
-    answer: list[Any] = [ask() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]
 
 
 @contextmanager

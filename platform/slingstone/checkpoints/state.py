@@ -1,43 +1,16 @@
 """All that a resumed run needs: both engines shard by shard, the EMA, every rank's randomness, and the position."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from slingstone.checkpoints.manifest import Manifest
+from slingstone.checkpoints.manifest import Facts
 from slingstone.engines.engine import ShardedEngine
-from slingstone.engines.shards import DamagedCheckpoint, Files, copied, read
+from slingstone.engines.shards import Files, copied, read
 from slingstone.prompts.sampler import PromptSampler
 from slingstone.step.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the checkpoint says about itself.
-
-    Attributes:
-        images: progress.
-        num_workers: ranks that wrote it, and that must read it.
-        mlflow_run_id: the run that a resumed job continues.
-        config: flat dump of the configuration.
-        score: of the evaluation at this point, if there was one and one is asked for.
-        rollbacks: how often training went back before this point.
-    """
-
-    images: int
-    num_workers: int
-    mlflow_run_id: str
-    config: dict[str, str]
-    score: float | None = None
-    rollbacks: int = 0
-
-    @property
-    def name(self) -> str:
-        """What the checkpoint is called."""
-        return f"{self.images:012}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +34,7 @@ class State:
             "torch_rng": torch.get_rng_state(),
             "prompts": self.prompts.state_dict(),
         }
-        if self._owns_average:
+        if self.rank == 0 or self.engines["generator"].sharded:
             files[self._average_file] = average
         return files
 
@@ -87,30 +60,6 @@ class State:
     @property
     def _average_file(self) -> str:
         return f"ema_{self.rank}.pt" if self.engines["generator"].sharded else "ema.pt"
-
-    @property
-    def _owns_average(self) -> bool:
-        return self.engines["generator"].sharded or self.rank == 0
-
-
-def facts_of(manifest: Manifest, name: str) -> Facts:
-    """Return what a manifest says.
-
-    Raises:
-        DamagedCheckpoint: it says something else.
-    """
-    try:
-        facts = Facts(**manifest.facts)
-        if facts.name == name and isinstance(facts.config, dict):
-            return facts
-    except (TypeError, ValueError):
-        pass
-    raise DamagedCheckpoint(f"checkpoint {name}: its manifest tells of another one")
-
-
-def as_manifest(facts: Facts, files: Mapping[str, Any]) -> Manifest:
-    """Return the manifest of a checkpoint whose files were written."""
-    return Manifest(asdict(facts), files)
 
 
 def averaged_weights(trainer: Trainer, generator: ShardedEngine) -> dict[str, torch.Tensor]:

@@ -1,210 +1,170 @@
-"""The driver of an evaluation: rewards, workers, pieces, and what they add up to."""
+"""The driver of a comparison: rewards, evaluators, shards, and what they add up to."""
 
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from PIL.Image import Image
 from ray.exceptions import RayActorError, RayTaskError
+from torch.nn.functional import interpolate
 
 from reward_services.spec import label_selector
 from slingstone import tracking
 from slingstone.compare import results
-from slingstone.compare.judge import Worker, read_sheet, write_json
-from slingstone.compare.pieces import Piece, Plan
+from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet, replacing
+from slingstone.compare.shards import Shard, digest, directory, grouped_prompts, model_directory, shards_of
+from slingstone.config import Comparison
 from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.evaluation.grids import prompt_grid
-from slingstone.worker.progress import BAR, EVERY_S, duration
-
-ATTEMPTS = 2
-"""How often a piece is begun before its worker's death is taken for its fault."""
+from slingstone.worker.progress import Progress
 
 
-def compare(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Evaluate all models, or what an interrupted evaluation has left; return what summary.json holds.
+def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate all models, or what an interrupted comparison has left; return what summary.json holds.
 
     Raises:
         ValueError: what the user can mend.
-        launch.RunFailed: a piece could not be evaluated; what is done stays done.
+        launch.RunFailed: a shard could not be evaluated; what is done stays done.
     """
-    settings = plan.settings
     if not ray.is_initialized():
-        cluster.connect(settings.workers.threads_per_worker)
-    _fits(plan)
-    pieces = plan.pieces()
-    left = [piece for piece in pieces if not piece.done]
-    say(f"{len(settings.models)} models, {len(pieces)} pieces, {len(pieces) - len(left)} of them known")
-    start = time.monotonic()
-    real = plan.directory / "real_features" / f"{_features_key(plan)}.pt"
+        cluster.connect(comparison.workers.threads_per_worker)
+    _fits(comparison)
+    shards, start = shards_of(comparison), time.monotonic()
+    left = [shard for shard in shards if not shard.done]
+    say(f"{len(comparison.models)} models, {len(shards)} shards, {len(shards) - len(left)} of them known")
     if left:
-        with rewards.running(placement.placed(settings.rewards, settings.placement)):
-            _work(plan, left, len(pieces) - len(left), len(pieces), say)
-    if settings.features is not None and not real.is_file():
+        known = sum(len(read_shard(shard).rows) for shard in shards if shard.done)
+        with rewards.running(placement.placed(comparison.rewards, comparison.placement)):
+            _evaluate(comparison, left, known, say)
+    features = comparison.features and comparison.features.model_dump(mode="json")
+    real = directory(comparison) / "real_features" / f"{digest(features)}.pt"
+    if features and not real.is_file():
         say("computing the features of the real pictures")
-        with _alone(plan) as call:
-            call("real_features", real)
-    sheets = _sheets(plan, say)
-    speeds = {entry.name: _speed(plan, number, say) for number, entry in enumerate(settings.models)}
-    summary = results.collect(plan, pieces, speeds, real)
+        _alone(comparison, "real_features", real)
+    sheets = _sheets(comparison, say)
+    summary = results.collect(comparison, shards, _speeds(comparison, say), real)
     summary["seconds"] = round(time.monotonic() - start, 1)
-    results.write(plan, summary, sheets)
-    uri = tracking.tracking_uri_of(settings.tracking, settings.storage)
-    summary["mlflow_run_id"] = results.track(plan, summary, uri)
-    write_json(plan.directory / "summary.json", summary)
+    results.write(comparison, summary, sheets)
+    uri = tracking.tracking_uri(comparison)
+    summary["mlflow_run_id"] = results.track(comparison, summary, uri)
+    with replacing(directory(comparison) / "summary.json") as path:
+        path.write_text(json.dumps(summary))
     say("")
-    say((plan.directory / "table.md").read_text())
+    say((directory(comparison) / "table.md").read_text())
     for title, name in (("table", "table.md"), ("pictures", "sheets"), ("rows", "results.parquet")):
-        say(f"{title:<9} {plan.directory / name}")
+        say(f"{title:<9} {directory(comparison) / name}")
     return summary
 
 
-def _work(plan: Plan, left: list[Piece], known: int, total: int, say: Callable[[str], None]) -> None:
-    """Have workers take piece after piece; each stays with a model while pieces of it are left."""
-    count = min(plan.settings.workers.num_workers, len(left))
-    bar = _Bar(say, known, total)
-    waiting, attempts = list(left), dict.fromkeys(left, 0)
-    idle: list[tuple[Any, int]] = [(_worker(plan), -1) for _ in range(count)]
-    busy: dict[Any, tuple[Any, Piece]] = {}
+def _evaluate(comparison: Comparison, left: Sequence[Shard], done: int, say: Callable[[str], None]) -> None:
+    """Have evaluators take shard after shard, in their order, so that each stays with a model while it can.
+
+    Ray starts an evaluator whose process or node is lost again, and its shard once more; a shard that kills two
+    processes is taken for the cause.
+    """
+    prompts = sum(len(grouped_prompts(entry)) for entry in comparison.prompts)
+    progress = Progress(say, len(comparison.models) * prompts * comparison.images_per_prompt)
+    waiting, last = iter(left), time.monotonic()
+    count = min(comparison.workers.num_workers, len(left))
+    evaluators = [_start(comparison, restarts=len(left)) for _ in range(count)]
+    first = zip(evaluators, waiting, strict=False)
+    busy = {evaluator.evaluate.remote(shard): (evaluator, shard) for evaluator, shard in first}
     try:
-        while waiting or busy:
-            while waiting and idle:
-                worker, held = idle.pop()
-                piece = next((piece for piece in waiting if piece.model == held), waiting[0])
-                waiting.remove(piece)
-                attempts[piece] += 1
-                busy[worker.evaluate.remote(piece)] = worker, piece
-            (done,), _ = ray.wait(list(busy), num_returns=1)
-            worker, piece = busy.pop(done)
+        while busy:
+            (ready,), _ = ray.wait(list(busy))
+            evaluator, shard = busy.pop(ready)
             try:
-                bar.add(ray.get(done))
-            except RayActorError as error:
-                if attempts[piece] >= ATTEMPTS:
-                    raise _failure(plan, piece, error) from error
-                waiting.insert(0, piece)
-                idle.append((_worker(plan), -1))
-                continue
-            except RayTaskError as error:
-                raise _failure(plan, piece, error.cause) from error
-            idle.append((worker, piece.model))
+                pictures = ray.get(ready)
+            except (RayActorError, RayTaskError) as error:
+                raise _failure(shard, error) from error
+            done, since, last = done + pictures, time.monotonic() - last, time.monotonic()
+            progress.step({"seconds/step": since}, done, pictures)
+            if (following := next(waiting, None)) is not None:
+                busy[evaluator.evaluate.remote(following)] = evaluator, following
     finally:
-        for worker in [worker for worker, _ in (*idle, *busy.values())]:
-            ray.kill(worker)
+        for evaluator in evaluators:
+            ray.kill(evaluator)
 
 
-def _failure(plan: Plan, piece: Piece, error: Exception) -> Exception:
-    model, prompts = plan.settings.models[piece.model].name, plan.settings.prompts[piece.prompts].name
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    kind = ValueError if isinstance(error, ValueError) else launch.RunFailed
-    return kind(f"models.{model} on prompts.{prompts}: {reason}")
+def _failure(shard: Shard, error: RayActorError | RayTaskError) -> Exception:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    kind = ValueError if isinstance(cause, ValueError) else launch.RunFailed
+    lost = "two processes died of it: " if isinstance(error, RayActorError) else ""
+    return kind(f"models.{shard.model} on prompts.{shard.prompts}: {lost}{reason}")
 
 
-def _worker(plan: Plan) -> Any:
-    workers = plan.settings.workers
-    selector = label_selector(plan.settings.placement.trainer)
-    actor = ray.remote(num_cpus=workers.threads_per_worker, num_gpus=int(workers.use_gpu), label_selector=selector)(
-        Worker
+def _start(comparison: Comparison, restarts: int = 0) -> Any:
+    """Return the handle of a new evaluator, which Ray starts again up to `restarts` times."""
+    workers = comparison.workers
+    actor = ray.remote(Evaluator).options(
+        num_cpus=workers.threads_per_worker,
+        num_gpus=int(workers.use_gpu),
+        label_selector=label_selector(comparison.placement.trainer),
+        max_restarts=restarts,
+        max_task_retries=min(restarts, 1),
     )
-    return actor.remote(plan)
+    return actor.remote(comparison)
 
 
-@contextmanager
-def _alone(plan: Plan) -> Iterator[Callable[..., Any]]:
-    """Yield a function that has one worker call a method by name, while no other worker is at work."""
-    worker = _worker(plan)
-
-    def call(method: str, *arguments: Any) -> Any:
-        try:
-            return ray.get(getattr(worker, method).remote(*arguments))
-        except RayTaskError as error:
-            raise launch.RunFailed(f"{method}: {error.cause}") from error
-
+def _alone(comparison: Comparison, method: str, *arguments: Any) -> Any:
+    """Return what a method of a new evaluator returns, while no other is at work."""
+    evaluator = _start(comparison)
     try:
-        yield call
+        return ray.get(getattr(evaluator, method).remote(*arguments))
+    except RayTaskError as error:
+        raise launch.RunFailed(f"{method}: {error.cause}") from error
     finally:
-        ray.kill(worker)
+        ray.kill(evaluator)
 
 
-def _sheets(plan: Plan, say: Callable[[str], None]) -> dict[str, Image]:
+def _sheets(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Image]:
     """Return a contact sheet a set of prompts: a row a prompt, a column a model."""
-    models = plan.settings.models
-    sets = {entry.name: plan.prompt_set(entry).prompts for entry in plan.settings.prompts}
-    shown = {name: list(prompts[: plan.settings.sheet_prompts]) for name, prompts in sets.items()}
-    missing = [
-        (number, prompts, path)
-        for number in range(len(models))
-        for prompts in shown.values()
-        if not (path := results.sheet_path(plan, number, prompts)).is_file()
-    ]
+    shown = {entry.name: list(grouped_prompts(entry))[: comparison.sheet_prompts] for entry in comparison.prompts}
+    files = {
+        (model.name, name): model_directory(comparison, model) / f"sheet-{digest(prompts)}.pt"
+        for model in comparison.models
+        for name, prompts in shown.items()
+    }
+    missing = [(model, shown[name], file) for (model, name), file in files.items() if not file.is_file()]
     if missing:
         say("drawing the contact sheets")
-        with _alone(plan) as call:
-            for number, prompts, path in missing:
-                call("sheet", number, prompts, path)
+        _alone(comparison, "sheets", missing)
     sheets = {}
     for name, prompts in shown.items():
-        kept = {entry.name: results.sheet_path(plan, number, prompts) for number, entry in enumerate(models)}
-        sheets[name] = prompt_grid(results.one_size({model: read_sheet(path) for model, path in kept.items()}), prompts)
+        columns = {model.name: read_sheet(files[model.name, name]) for model in comparison.models}
+        side = max(images.shape[-1] for images in columns.values())
+        columns = {model: interpolate(images, (side, side)) for model, images in columns.items()}
+        sheets[name] = prompt_grid(columns, prompts)
     return sheets
 
 
-def _speed(plan: Plan, number: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Return latency and memory of a model, measured in a process of its own while nothing else runs."""
-    if plan.settings.latency is None:
-        return {}
-    say(f"timing {plan.settings.models[number].name}")
-    prompts = plan.prompt_set(plan.settings.prompts[0]).prompts
-    with _alone(plan) as call:
-        return call("speed", number, prompts)
+def _speeds(comparison: Comparison, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Return latency and memory of each model, measured in a process of its own while nothing else runs."""
+    if comparison.latency is None:
+        return {model.name: {} for model in comparison.models}
+    prompts, speeds = list(grouped_prompts(comparison.prompts[0])), {}
+    for model in comparison.models:
+        say(f"timing {model.name}")
+        speeds[model.name] = _alone(comparison, "speed", model.name, prompts)
+    return speeds
 
 
-def _features_key(plan: Plan) -> str:
-    features = plan.settings.features
-    return results.digest(features.model_dump(mode="json") if features else None)
-
-
-def _fits(plan: Plan) -> None:
+def _fits(comparison: Comparison) -> None:
     """Refuse workers that the cluster can never hold."""
-    workers, services = plan.settings.workers, plan.settings.rewards.services
-    rewards = plan.settings.rewards
-    managed = services if (rewards.lifecycle, rewards.backend) == ("managed", "serve") else ()
+    workers, available = comparison.workers, ray.cluster_resources()
+    placement.check_groups(comparison.placement, comparison.rewards, ray.nodes())
+    managed = placement.managed(comparison.rewards, comparison.placement)
     needs = {
         "CPU": workers.num_workers * workers.threads_per_worker
         + sum(entry.num_replicas * entry.num_cpus for entry in managed),
         "GPU": workers.num_workers * workers.use_gpu + sum(entry.num_replicas * entry.num_gpus for entry in managed),
     }
-    placement.check_groups(plan.settings.placement, rewards, ray.nodes())
-    available = ray.cluster_resources()
     for kind, needed in needs.items():
         if needed > (has := available.get(kind, 0.0)) + 1e-9:
             raise ValueError(
                 f"workers.num_workers = {workers.num_workers}: workers and managed rewards need {needed:g} {kind}s, the"
                 f" cluster has {has:g}; take fewer workers or threads_per_worker, or a larger cluster"
-            )
-
-
-class _Bar:
-    """Says every few seconds how many pieces are done."""
-
-    def __init__(self, say: Callable[[str], None], known: int, total: int) -> None:
-        self._say = say
-        self._done = self._known = known
-        self._total = total
-        self._pictures = 0
-        self._start = self._last = time.monotonic()
-
-    def add(self, pictures: int) -> None:
-        """Take note of a piece."""
-        self._done += 1
-        self._pictures += pictures
-        now = time.monotonic()
-        if self._done == self._total or now - self._last >= EVERY_S:
-            self._last = now
-            seconds = now - self._start
-            left_s = seconds / (self._done - self._known) * (self._total - self._done)
-            bar = "#" * int(self._done / self._total * BAR)
-            self._say(
-                f"[{bar:-<{BAR}}] {self._done}/{self._total} pieces  {self._pictures / seconds:.1f} images/s"
-                f"  ETA {duration(left_s)}"
             )

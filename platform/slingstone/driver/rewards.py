@@ -11,7 +11,7 @@ from reward_services.client import ImageStore
 from reward_services.deployment import build
 from reward_services.protocol import RewardError
 from slingstone.config import Rewards
-from slingstone.worker.rewards import _remote
+from slingstone.worker.rewards import remote_client
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def _check_http(rewards: Rewards) -> None:
     absent = []
     for entry in rewards.services:
         try:
-            _remote(rewards, entry, ImageStore()).describe()
+            remote_client(rewards, entry, ImageStore()).describe()
         except RewardError as error:
             absent.append(str(error))
     if absent:

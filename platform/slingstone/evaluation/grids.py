@@ -24,12 +24,9 @@ def to_picture(image: Float[Tensor, "3 rows columns"]) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
-def sample_columns(
-    samplers: Mapping[str, Sampler], prompts: Sequence[str], seed: int = 0
-) -> dict[str, Float[Tensor, "batch 3 rows columns"]]:
-    """Return the first picture of each prompt from each sampler, of the same noise as in `evaluate` with this seed."""
-    seeds = [picture_seed(prompt, 0, seed) for prompt in prompts]
-    return {name: sampler(prompts, seeds).images for name, sampler in samplers.items()}
+def first_pictures(sampler: Sampler, prompts: Sequence[str], seed: int = 0) -> Float[Tensor, "batch 3 rows columns"]:
+    """Return the first picture of each prompt, of the same noise as in `evaluate` with this seed."""
+    return sampler(prompts, [picture_seed(prompt, 0, seed) for prompt in prompts]).images
 
 
 def prompt_grid(columns: Mapping[str, Float[Tensor, "batch 3 rows columns"]], prompts: Sequence[str]) -> Image.Image:

@@ -4,16 +4,17 @@ import hashlib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from slingstone.evaluation.appearance import MEASURES
-from slingstone.evaluation.diversity import Distance, distance_named, mean_distances
+from slingstone.evaluation.diversity import distance_named, mean_distances
 from slingstone.networks.sampling import Pictures, Sampler
 
 Scorer = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
@@ -21,14 +22,6 @@ Scorer = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[
 
 Oracle = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
 """`(images, prompts) -> scores` under several names; NaN where a question does not apply to a picture."""
-
-
-class Place(NamedTuple):
-    """A picture to be made."""
-
-    prompt: str
-    replica: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -112,11 +105,10 @@ class Evaluation:
                 by_prompt[row.prompt].append(value)
         if not by_prompt:
             return Statistic(None, None)
-        # Sums without rounding, so that no order of addition shows in the last digit.
-        means = [math.fsum(values) / len(values) for values in by_prompt.values()]
+        # fmean sums without rounding, so that no order of addition shows in the last digit.
+        means = [statistics.fmean(values) for values in by_prompt.values()]
         error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-        every = [value for values in by_prompt.values() for value in values]
-        return Statistic(math.fsum(every) / len(every), error)
+        return Statistic(statistics.fmean(chain.from_iterable(by_prompt.values())), error)
 
 
 def evaluate(
@@ -130,7 +122,6 @@ def evaluate(
     batch_size: int = 32,
     diversity: str = "coarse_pixel_rms",
     shard: tuple[int, int] = (0, 1),
-    progress: Callable[[int], None] = lambda pictures: None,
     see: Callable[[Float[Tensor, "batch 3 rows columns"]], None] = lambda images: None,
 ) -> Evaluation:
     """Sample pictures of every prompt and score them.
@@ -142,14 +133,13 @@ def evaluate(
     Args:
         sampler: what is evaluated. Its first batch is sampled once more beforehand, so that no start-up is timed.
         prompts: what to sample.
-        rewards: reward models by name.
+        rewards: by name.
         oracle: the ground truth, where there is one.
-        images_per_prompt: pictures a prompt; two or more also measure diversity.
+        images_per_prompt: two or more also measure diversity.
         seed: of the whole evaluation.
         batch_size: pictures sampled and scored at a time.
         diversity: distance between pictures of one prompt, see `slingstone.evaluation.diversity`.
         shard: (rank, world), the part to evaluate; `merge` puts all parts together.
-        progress: told the number of pictures after each batch.
         see: shown the pictures of each batch, in the order of the rows.
 
     Raises:
@@ -168,20 +158,22 @@ def evaluate(
     groups = [distinct[start : start + size] for start in range(0, len(distinct), size)][rank::world]
     rows: list[Row] = []
     for group in groups:
-        places = [
-            Place(text, replica, picture_seed(text, replica, seed))
+        made = [
+            Row(text, replica, picture_seed(text, replica, seed), {})
             for text in group
             for replica in range(images_per_prompt)
         ]
-        batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+        batches = [made[start : start + batch_size] for start in range(0, len(made), batch_size)]
         if not rows:
             _sample(sampler, batches[0])
-        measured = []
+        images = []
         for batch in batches:
-            measured.append(_measure(sampler, batch, rewards, oracle))
-            see(measured[-1][0])
-            progress(len(batch))
-        rows.extend(_rows(places, measured, images_per_prompt, distance))
+            images.append(_measure(sampler, batch, rewards, oracle))
+            see(images[-1])
+        if distance:
+            by_prompt = torch.cat(images).split(images_per_prompt)
+            _fill(made, "diversity", torch.cat([mean_distances(own, distance) for own in by_prompt]))
+        rows.extend(made)
     return Evaluation(tuple(rows), len(distinct) * images_per_prompt, diversity)
 
 
@@ -209,41 +201,32 @@ def picture_seed(prompt: str, replica: int, seed: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _sample(sampler: Sampler, batch: Sequence[Place]) -> Pictures:
-    return sampler([place.prompt for place in batch], [place.seed for place in batch])
+def _sample(sampler: Sampler, batch: Sequence[Row]) -> Pictures:
+    return sampler([row.prompt for row in batch], [row.seed for row in batch])
 
 
 def _measure(
-    sampler: Sampler, batch: Sequence[Place], rewards: Mapping[str, Scorer], oracle: Oracle | None
-) -> tuple[Float[Tensor, "batch 3 rows columns"], dict[str, list[float | None]]]:
-    """Return the pictures of a batch, and columns of all numbers that belong to one picture alone."""
-    prompts = [place.prompt for place in batch]
+    sampler: Sampler, batch: Sequence[Row], rewards: Mapping[str, Scorer], oracle: Oracle | None
+) -> Float[Tensor, "batch 3 rows columns"]:
+    """Return the pictures of a batch; give its rows all numbers that belong to one picture alone."""
+    prompts = [row.prompt for row in batch]
     pictures = _sample(sampler, batch)
-    columns: dict[str, list[float | None]] = {}
     for name, reward in rewards.items():
-        scores = reward(pictures.images, prompts).tolist()
-        if len(scores) != len(batch) or not all(map(math.isfinite, scores)):
-            raise RuntimeError(f"reward {name} gave {scores} for {len(batch)} pictures of {prompts}")
-        columns[f"rewards/{name}"] = scores
+        scores = reward(pictures.images, prompts)
+        if len(scores) != len(batch) or not scores.isfinite().all():
+            raise RuntimeError(f"reward {name} gave {scores.tolist()} for {len(batch)} pictures of {prompts}")
+        _fill(batch, f"rewards/{name}", scores)
     for name, scores in (oracle(pictures.images, prompts) if oracle else {}).items():
-        columns[name] = [None if math.isnan(score) else score for score in scores.tolist()]
+        _fill(batch, name, scores)
     for name, measure in MEASURES.items():
-        columns[name] = measure(pictures.images).tolist()
-    columns["seconds_per_image"] = [pictures.seconds / len(batch)] * len(batch)
-    columns["network_evaluations"] = [float(pictures.network_evaluations)] * len(batch)
-    return pictures.images, columns
+        _fill(batch, name, measure(pictures.images))
+    for row in batch:
+        row.values["seconds_per_image"] = pictures.seconds / len(batch)
+        row.values["network_evaluations"] = float(pictures.network_evaluations)
+    return pictures.images
 
 
-def _rows(
-    places: Sequence[Place],
-    measured: Sequence[tuple[Float[Tensor, "_ 3 rows columns"], dict[str, list[float | None]]]],
-    images_per_prompt: int,
-    distance: Distance | None,
-) -> Iterator[Row]:
-    """Turn the columns of consecutive batches, all pictures of some prompts, into rows, diversity included."""
-    columns = {name: [value for _, part in measured for value in part[name]] for name in measured[0][1]}
-    if distance:
-        prompts = torch.cat([images for images, _ in measured]).split(images_per_prompt)
-        columns["diversity"] = [value for images in prompts for value in mean_distances(images, distance).tolist()]
-    for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
-        yield Row(place.prompt, place.replica, place.seed, dict(zip(columns, values, strict=True)))
+def _fill(rows: Sequence[Row], name: str, values: Float[Tensor, " batch"]) -> None:
+    """Give each row its value; NaN, where a question does not apply, becomes None."""
+    for row, value in zip(rows, values.tolist(), strict=True):
+        row.values[name] = None if math.isnan(value) else value

@@ -1,7 +1,9 @@
-"""Evaluations side by side as text."""
+"""Tables as text, and evaluations side by side in one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tabulate import tabulate
 
 SHOWN = {
     "utility": "utility",
@@ -15,25 +17,28 @@ SHOWN = {
 """Rows of the final table under the rewards, where the evaluations have them: metric and title."""
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a Markdown table, the first of them its header; a `|` in a cell becomes `/`."""
+    cells = [[cell.replace("|", "/") for cell in row] for row in rows]
+    return tabulate(cells, headers="firstrow", tablefmt="pipe", disable_numparse=True)
+
+
+def plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows for a terminal, the first of them the header: the first column to the left, numbers to the right."""
+    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, headers="firstrow", disable_numparse=True, preserve_whitespace=True, colalign=alignment)
+
+
 def final_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the evaluations side by side, a row a number."""
-    columns = list(results)
-    rewards = {f"reward {name}": name for name in next(iter(results.values()))["rewards"]}
-    rows: list[Sequence[str]] = [["", *(column.replace("_", " ") for column in columns)]]
-    for title, name in rewards.items():
-        rows.append([title, *(f"{results[column]['rewards'][name]:.4f}" for column in columns)])
+    rows = [["", *(column.replace("_", " ") for column in results)]]
+    for name in next(iter(results.values()))["rewards"]:
+        rows.append([f"reward {name}", *(f"{result['rewards'][name]:.4f}" for result in results.values())])
     for name, title in SHOWN.items():
         if all(result.get(name) is not None for result in results.values()):
             digits = 0 if name == "network_evaluations" else 4
-            rows.append([title, *(f"{results[column][name]:.{digits}f}" for column in columns)])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(columns) + 1)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+            rows.append([title, *(f"{result[name]:.{digits}f}" for result in results.values())])
+    return plain_table(rows)
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:

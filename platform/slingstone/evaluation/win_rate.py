@@ -15,8 +15,7 @@ class WinRate(NamedTuple):
 
     Attributes:
         rate: mean over prompts.
-        low: lower end of the 95 % bootstrap interval over prompts.
-        high: its upper end.
+        low, high: ends of the 95 % bootstrap interval over prompts.
         prompts: number of prompts with a pair.
     """
 

@@ -5,15 +5,9 @@ from typing import Any
 
 
 def push(directory: Path, repository: str, private: bool, api: Any = None) -> str:
-    """Upload a directory to a repository of models, which is created if it is not there; return its address.
+    """Upload a directory to `owner/name`, a repository of models that is created if need be; return its address.
 
-    The token is what `hf auth login` keeps, or HF_TOKEN.
-
-    Args:
-        directory: the export.
-        repository: `owner/name`.
-        private: whether a new repository is hidden from others.
-        api: huggingface_hub's, or what stands in for it.
+    The token is what `hf auth login` keeps, or HF_TOKEN. `api` is huggingface_hub's, or what stands in for it.
 
     Raises:
         ValueError: if the hub refuses; nothing is uploaded then.

@@ -18,7 +18,7 @@ class Provenance:
     Attributes:
         images: that they were trained on.
         weights: `ema` or `raw`.
-        sources: `git_commit` and `lock_sha256` of the program that trained them.
+        sources: see `tracking.provenance`.
         results: evaluations by label, of this very state; empty if it was not evaluated.
     """
 
@@ -83,7 +83,6 @@ Prompts: `{judged.prompts}`, {judged.images_per_prompt} pictures each, seed {jud
 def _recipe(experiment: Experiment, of: Provenance) -> dict[str, str]:
     objective, models = experiment.objective, experiment.models
     rewards = [f"{entry.name} ({entry.model}), weight {entry.weight:g}" for entry in experiment.rewards.services]
-    trained = f"LoRA of rank {models.lora.rank}, merged" if models.lora else "all of the network"
     return {
         "reference": f"`{models.reference}`",
         "generator started from": f"`{models.generator}`",
@@ -92,7 +91,7 @@ def _recipe(experiment: Experiment, of: Provenance) -> dict[str, str]:
         "guidance": f"{objective.guidance.kind}, {objective.guidance.scale:g}",
         "weight of the rewards": f"{objective.reward_weight:g}",
         "rewards": "; ".join(rewards) or "none",
-        "trained": trained,
+        "trained": f"LoRA of rank {models.lora.rank}, merged" if models.lora else "all of the network",
         "images": f"{of.images:,}",
         "weights": "exponential moving average" if of.weights == "ema" else "raw",
         "seed": str(experiment.seed),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,6 @@ from slingstone.networks.sampling import noise_of_seeds
 
 TOLERANCE = 1e-3
 """Most that a picture in [0, 1] may differ from torch's."""
-
-
-@dataclass(frozen=True)
-class OnnxCheck:
-    """What was compared.
-
-    Attributes:
-        difference: most that any value of the pictures differed by.
-        inputs: names of the model's inputs, in their order.
-    """
-
-    difference: float
-    inputs: tuple[str, ...]
 
 
 class _Pictures(nn.Module):
@@ -46,10 +32,11 @@ class _Pictures(nn.Module):
         return self.decoder.decode(self.generator(noise, dict(zip(self.names, condition, strict=True))))
 
 
-def write_onnx(family: ModelFamily, directory: Path) -> OnnxCheck:
-    """Write `generator.onnx` for one picture, and `inputs.json` with its inputs' shapes.
+def write_onnx(family: ModelFamily, directory: Path) -> float:
+    """Write `generator.onnx` for one picture, and `inputs.json` with its inputs' shapes; text encoders are not in it.
 
-    Text encoders stay with the pipeline.
+    Returns:
+        The most that any value of the pictures differed by from torch's.
 
     Raises:
         ValueError: if the extra is not installed, or onnxruntime's pictures are not torch's.
@@ -82,7 +69,7 @@ def write_onnx(family: ModelFamily, directory: Path) -> OnnxCheck:
         raise ValueError(
             f"ONNX pictures differ from torch's by {difference:.1e}, more than {TOLERANCE}; do not use {file}"
         )
-    return OnnxCheck(difference, tuple(inputs))
+    return difference
 
 
 def _difference(session: Any, inputs: Sequence[str], module: _Pictures, family: ModelFamily, seed: int) -> float:

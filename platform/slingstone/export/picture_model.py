@@ -30,13 +30,10 @@ class PictureModel(mlflow.pyfunc.PythonModel):
             seeds = [0 if pd.isna(seed) else int(seed) for seed in model_input["seed"]]
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
         pictures = self.pipeline(prompts, num_inference_steps=1, guidance_scale=0, generator=noise).images
-        return pd.DataFrame({"png": [_png(picture) for picture in pictures]})
-
-
-def _png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
+        files = [io.BytesIO() for _ in pictures]
+        for picture, file in zip(pictures, files, strict=True):
+            picture.save(file, format="PNG")
+        return pd.DataFrame({"png": [file.getvalue() for file in files]})
 
 
 mlflow.models.set_model(PictureModel())

@@ -25,46 +25,39 @@ def publish(run: Run, pipeline: Path, folder: str) -> None:
 def register(
     run: Run, settings: Registry, folder: str, found: Mapping[str, float], tags: Mapping[str, str], initial: bool
 ) -> str:
-    """Make what `publish` uploaded a version of the registered model, and give it the aliases that it deserves.
+    """Make what `publish` uploaded a version of the registered model, and give it its aliases; return the version.
 
     Args:
-        run: whose artifacts hold it.
         settings: name of the model, and what makes one version the best.
-        folder: of the artifacts.
+        folder: of the run's artifacts.
         found: numbers of the evaluation; they become tags of the version.
         tags: more of them; `evaluation` must be equal where numbers may be compared.
         initial: whether it is where training started, the alias `init`. MLflow itself calls the last version `latest`.
-
-    Returns:
-        The version.
     """
     client = run.client
     if not client.search_registered_models(f"name = '{settings.name}'"):
         client.create_registered_model(settings.name, description="One-step pipelines aligned by slingstone")
     artifacts = client.get_run(run.run_id).info.artifact_uri
-    numbers = {name: repr(value) for name, value in found.items()}
+    tags = {name: repr(value) for name, value in found.items()} | dict(tags)
     made = client.create_model_version(
-        settings.name, f"{artifacts}/{folder}", run.run_id, tags=numbers | dict(tags), await_creation_for=0
+        settings.name, f"{artifacts}/{folder}", run.run_id, tags=tags, await_creation_for=0
     )
     if initial:
         client.set_registered_model_alias(settings.name, "init", made.version)
     aliases = client.get_registered_model(settings.name).aliases
     champion = client.get_model_version(settings.name, aliases["best"]).tags if "best" in aliases else None
-    if beats(settings, numbers | dict(tags), champion):
+    if beats(settings, tags, champion):
         client.set_registered_model_alias(settings.name, "best", made.version)
     return str(made.version)
 
 
 def beats(settings: Registry, tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
     """Tell whether a version is better than the best one; numbers of another evaluation are never better or worse."""
-    if settings.metric not in tags:
-        return False
-    if champion is None or settings.metric not in champion:
-        return True
-    if tags.get("evaluation") != champion.get("evaluation"):
-        return False
-    sign = 1 if settings.mode == "max" else -1
-    return sign * float(tags[settings.metric]) > sign * float(champion[settings.metric])
+    metric, sign = settings.metric, 1 if settings.mode == "max" else -1
+    if champion is None or metric not in champion or metric not in tags:
+        return metric in tags
+    comparable = tags.get("evaluation") == champion.get("evaluation")
+    return comparable and sign * float(tags[metric]) > sign * float(champion[metric])
 
 
 def known(run: Run, settings: Registry, alias: str, tag: str, value: str) -> bool:

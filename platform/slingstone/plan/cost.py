@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from slingstone.config import Experiment
-from slingstone.plan.memory import GIB, Sizes, estimate
+from slingstone.plan.memory import Sizes, estimate
+from slingstone.plan.published_sizes import Work
 from slingstone.plan.traffic import checkpoint_bytes, sent_bytes
-from slingstone.plan.work import REWARDS, Work, passes, trained_on
+from slingstone.plan.work import REWARDS, passes, trained_on
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,9 @@ class Device:
     """A kind of GPU, by its maker's data sheet.
 
     Attributes:
-        name: what users call it.
         tflops: dense bf16, in 10^12 a second; TF32 for fp32 runs is half of it.
-        memory_gib: of one GPU.
         near_gb_s: one way to the GPUs of its node, in 10^9 bytes a second.
         far_gb_s: one way out of the node, of one GPU's share.
-        per_node: GPUs of a node.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Assumptions:
     """What cannot be derived, and should be measured.
 
     Attributes:
-        device: the GPUs.
         utilisation: of the device's peak that networks reach.
         link_use: of the links' rate that collectives reach.
     """
@@ -61,8 +60,7 @@ class Cost:
     """One step on so many trainer GPUs.
 
     Attributes:
-        gpus: that train.
-        batch: pictures of a step over all of them.
+        batch: pictures of a step over all GPUs.
         compute_s: networks and decoder.
         window_s: the part of it between asking the rewards and needing their answers.
         traffic_s: the collectives, as if none hid behind compute.
@@ -70,7 +68,6 @@ class Cost:
         replicas: by reward, how many would be done within the window.
         reward_gpus: GPUs that those replicas take.
         memory_gib: of one trainer GPU.
-        checkpoint_gib: of one checkpoint.
         picture_gib: to all rewards and back, in one step.
     """
 
@@ -113,48 +110,35 @@ def on(experiment: Experiment, gpus: int) -> Experiment:
     )
 
 
-def cost(experiment: Experiment, gpus: int, work: Work, known: Sizes, assumed: Assumptions, side: int) -> Cost:
-    """Return the cost of a step.
-
-    Args:
-        experiment: its own `num_workers` does not count.
-        gpus: that train.
-        work: FLOPs of its networks.
-        known: sizes of its networks.
-        assumed: about the hardware.
-        side: height and width of a picture.
-    """
+def cost(experiment: Experiment, gpus: int, work: Work, known: Sizes, assumed: Assumptions) -> Cost:
+    """Return the cost of a step of networks of such work and sizes; the run's own `num_workers` does not count."""
     experiment, device = on(experiment, gpus), assumed.device
+    batch, counted = experiment.training.batch_size, passes(experiment)
     full = device.tflops * 1e12 * assumed.utilisation
     rate = full * _speed(experiment.runtime.precision)
     decoding = full * _speed(experiment.models.reward_decoder_precision)
-    each = experiment.training.batch_size // gpus
     link = device.near_gb_s if gpus <= device.per_node else device.far_gb_s
-    counted = passes(experiment)
-    window_s = each * counted.divergence * work.network / rate
-    asked = trained_on(experiment)
+    window_s = batch // gpus * counted.divergence * work.network / rate
+    asked = {entry.name: entry for entry in trained_on(experiment)}
     # Rewards run in fp32 (TF32 on a GPU) unless told otherwise; those on CPUs, and a user's own, are not modelled.
     seconds = {
-        entry.name: experiment.training.batch_size
-        * REWARDS[entry.model]
-        / (entry.num_gpus * full * _speed(entry.dtype))
-        for entry in asked
+        name: batch * REWARDS[entry.model] / (entry.num_gpus * full * _speed(entry.dtype))
+        for name, entry in asked.items()
         if entry.num_gpus and entry.model in REWARDS
     }
     replicas = {name: max(1, ceil(taken / window_s)) for name, taken in seconds.items()}
-    held = {entry.name: entry for entry in asked}
     return Cost(
         gpus=gpus,
-        batch=experiment.training.batch_size,
-        compute_s=each * (counted.network * work.network / rate + counted.decoder * work.decoder / decoding),
+        batch=batch,
+        compute_s=batch // gpus * (counted.network * work.network / rate + counted.decoder * work.decoder / decoding),
         window_s=window_s,
         traffic_s=sent_bytes(experiment, known.network) / (link * 1e9 * assumed.link_use),
-        reward_s=max((taken / held[name].num_replicas for name, taken in seconds.items()), default=0.0),
+        reward_s=max((taken / asked[name].num_replicas for name, taken in seconds.items()), default=0.0),
         replicas=replicas,
-        reward_gpus=sum((count * held[name].num_gpus for name, count in replicas.items()), start=0.0),
+        reward_gpus=sum((count * asked[name].num_gpus for name, count in replicas.items()), start=0.0),
         memory_gib=estimate(experiment, known).most / GIB,
         checkpoint_gib=checkpoint_bytes(experiment.runtime, known.network) / GIB,
-        picture_gib=len(asked) * 2 * experiment.training.batch_size * 3 * side * side * 4 / GIB,
+        picture_gib=len(asked) * 2 * batch * 3 * work.side**2 * 4 / GIB,
     )
 
 

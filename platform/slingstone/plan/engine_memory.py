@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from slingstone.config import Runtime
 
 BUCKET = 500_000_000
-"""Most weights whose gradients DeepSpeed reduces together; it sets aside memory for so many."""
+"""Most weights whose gradients are reduced together; DeepSpeed sets aside memory for so many."""
 MESSAGE = 500_000_000
 """Weights whose gradients it sends together at stage 0, where no bucket is configured."""
 GATHERED = 1_000_000_000
@@ -18,11 +18,10 @@ FETCHED = 50_000_000
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineBytes:
     """Bytes of one trained network on one rank.
 
-    The first three and `host` are there all the time. Of `gathered`, `backward` and `update` each is the most at a
-    moment of its own, beyond those.
+    The first three and `host` are there all the time; each of the others is the most at a moment of its own.
 
     Attributes:
         weights: in the run's precision.
@@ -45,69 +44,48 @@ class Engine:
     host_update: int = 0
 
 
-def engine_bytes(weights: int, runtime: Runtime) -> Engine:
+def engine_bytes(weights: int, runtime: Runtime) -> EngineBytes:
     """Return what an engine over so many weights holds."""
     if runtime.engine == "torch" or runtime.zero_stage == 0:
         return _replicated(weights, runtime)
+    size, bf16 = number_bytes(runtime), runtime.precision == "bf16"
+    part, bucket = -(-weights // runtime.num_workers), min(BUCKET, weights)
+    gathered = size * (min(GATHERED, weights) + min(FETCHED, weights))
+    # Of ZeRO-2: one bucket and its copy that is sent; on GPUs the next is filled meanwhile.
+    buckets = (3 if runtime.use_gpu else 2) * size * bucket
+    # Of torch's Adam over one flat tensor: the denominator, on CPUs in two stages.
+    temporaries = (4 if runtime.use_gpu else 8) * part
     if runtime.offload == "cpu":
-        return _offloaded(weights, runtime)
-    size, part, bucket = number_bytes(runtime), -(-weights // runtime.num_workers), min(BUCKET, weights)
-    stepping = 4 * part + _temporaries(part, runtime)
-    if runtime.zero_stage == 1 and runtime.precision == "bf16":
+        # In host memory: masters, moments, gradients, and the weights on their way back.
+        compact = 4 * part if bf16 else 0  # the fp32 gradients of the rank's own part
+        host, host_update = (16 + size) * part, 8 * part
+        if runtime.zero_stage == 3:
+            return EngineBytes(size * part, 0, size * bucket, gathered, 0, 0, 20 * part, host_update)
+        if runtime.zero_stage == 2:
+            host += 4 * part - compact  # fp32 ones go there as they arrive
+            return EngineBytes(size * weights, 0, 0, 0, compact + buckets, compact, host, host_update)
+        backward = 4 * weights + compact + (6 if bf16 else 4) * bucket
+        return EngineBytes(size * weights, 0, 0, 0, backward, compact, host, host_update)
+    if runtime.zero_stage == 1 and bf16:
         # DeepSpeed's optimizer for bf16 keeps fp32 gradients of all weights.
-        return Engine(2 * weights, 12 * part, 4 * weights, 0, 2 * weights, 2 * weights + _temporaries(part, runtime))
+        return EngineBytes(2 * weights, 12 * part, 4 * weights, 0, 2 * weights, 2 * weights + temporaries)
+    update = 4 * part + temporaries
     if runtime.zero_stage == 1:
-        return Engine(4 * weights, 12 * part, 0, 0, 4 * weights + 4 * bucket, stepping)
+        return EngineBytes(4 * weights, 12 * part, 0, 0, 4 * weights + 4 * bucket, update)
     if runtime.zero_stage == 2:
-        return Engine(size * weights, 12 * part, 0, 0, _to_owners(part, bucket, runtime), stepping)
-    return Engine(size * part, 12 * part, 4 * part + size * bucket, _gathered(weights, size), 0, stepping)
+        arrived = part if bf16 else part - bucket // runtime.num_workers  # gradients of the rank's own part
+        return EngineBytes(size * weights, 12 * part, 0, 0, 4 * arrived + buckets, update)
+    return EngineBytes(size * part, 12 * part, 4 * part + size * bucket, gathered, 0, update)
 
 
-def _replicated(weights: int, runtime: Runtime) -> Engine:
+def _replicated(weights: int, runtime: Runtime) -> EngineBytes:
     """Of engines whose optimizer is whole on every rank; gradients are averaged in messages of their own."""
     cast, masters = (2 * weights, 4 * weights) if runtime.precision == "bf16" else (0, 0)
     message = 4 * (weights if runtime.engine == "torch" else min(MESSAGE, weights))
     sent = message if runtime.num_workers > 1 else 0
     temporaries = 4 * weights if runtime.use_gpu else 0  # of all weights together; on CPUs one weight at a time
     update = 4 * weights + max(sent, temporaries)
-    return Engine(number_bytes(runtime) * weights, 8 * weights + masters, 0, 0, 4 * weights + cast, update)
-
-
-def _offloaded(weights: int, runtime: Runtime) -> Engine:
-    """Of an optimizer in host memory: masters, moments, gradients, and the weights on their way back."""
-    size, part, bucket = number_bytes(runtime), -(-weights // runtime.num_workers), min(BUCKET, weights)
-    temporaries = 8 * part
-    if runtime.zero_stage == 3:
-        kept = size * bucket
-        return Engine(size * part, 0, kept, _gathered(weights, size), 0, 0, (12 + 4 + 4) * part, temporaries)
-    host = (12 + 4 + size) * part
-    compact = 4 * part if runtime.precision == "bf16" else 0  # the fp32 gradients of the rank's own part
-    if runtime.zero_stage == 2:
-        host += 0 if compact else 4 * part  # fp32 ones go there as they arrive
-        backward = compact + _buckets(runtime) * size * bucket
-        return Engine(size * weights, 0, 0, 0, backward, compact, host, temporaries)
-    backward = 4 * weights + compact + (6 if compact else 4) * bucket
-    return Engine(size * weights, 0, 0, 0, backward, compact, host, temporaries)
-
-
-def _to_owners(part: int, bucket: int, runtime: Runtime) -> int:
-    """Of ZeRO-2's backward pass: gradients of the rank's own part, and the last bucket on its way."""
-    arrived = part if runtime.precision == "bf16" else part - bucket // runtime.num_workers
-    return 4 * arrived + _buckets(runtime) * number_bytes(runtime) * bucket
-
-
-def _buckets(runtime: Runtime) -> int:
-    """Of ZeRO-2: one bucket and its copy that is sent; on GPUs the next is filled meanwhile."""
-    return 3 if runtime.use_gpu else 2
-
-
-def _gathered(weights: int, size: int) -> int:
-    return size * (min(GATHERED, weights) + min(FETCHED, weights))
-
-
-def _temporaries(part: int, runtime: Runtime) -> int:
-    """Of torch's Adam over one flat tensor: the denominator, on CPUs in two stages."""
-    return (4 if runtime.use_gpu else 8) * part
+    return EngineBytes(number_bytes(runtime) * weights, 8 * weights + masters, 0, 0, 4 * weights + cast, update)
 
 
 def average_bytes(weights: int, runtime: Runtime) -> int:

@@ -5,29 +5,25 @@ are not in the table are counted on torch's meta device.
 """
 
 import json
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
-from slingstone.config import ATTENTION, KL, Experiment
+from safetensors import safe_open
+
+from slingstone.config import ATTENTION, Experiment
 from slingstone.plan.engine_memory import average_bytes, engine_bytes, number_bytes
 from slingstone.plan.published_sizes import PUBLISHED, Activations, GraphBytes, Published
-
-GIB = 2**30
+from slingstone.plan.work import score_graphs, trained_on
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Weights of a pipeline's parts, and what is known about one picture's activations.
+    """Weights of the denoising network, of the autoencoder and of all text encoders, and one picture's activations.
 
     Attributes:
         source: where the numbers come from, for the user.
-        network: weights of the denoising network.
-        vae: of the autoencoder.
-        text: of all text encoders.
         activations: of the network in the run's precision and of the reward's decoder.
         trained: weights that each engine trains: the network's, or its adapter's.
     """
@@ -66,18 +62,41 @@ class Estimate:
         return self.between_steps + max(self.moments.values())
 
 
+def estimate(experiment: Experiment, known: Sizes) -> Estimate:
+    """Return bytes by part on one device."""
+    models, batch = experiment.models, _batch(experiment)
+    engine, one = engine_bytes(known.trained, experiment.runtime), known.activations
+    frozen = number_bytes(experiment.runtime) * known.network
+    trains = "adapters" if models.lora else "generator, assistant"
+    bf16_decoder = models.reward_decoder_precision == "bf16" and models.reward_decoder is None
+    resting = {
+        f"weights: {trains}": 2 * engine.weights,
+        **({"weights: bases of their own": frozen * own} if (own := own_bases(experiment)) else {}),
+        "weights: reference": frozen,
+        "weights: evaluated generator": 4 * known.trained,  # what it does not share is in fp32
+        "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
+        "weights: text encoders": 4 * known.text if models.keep_text_encoder else 0,
+        "optimizer states": 2 * engine.optimizer,
+        "gradients and buffers": 2 * engine.kept,
+        "average (EMA)": average_bytes(known.trained, experiment.runtime),
+    }
+    moments = {
+        "activations of a generator step": score_phase_bytes(experiment, one) + engine.gathered,
+        "backward pass and its gradients": batch * one.trained.peak + engine.gathered + engine.backward,
+        "optimizer's step": engine.update,
+    }
+    return Estimate(resting, moments, 2 * engine.host + engine.host_update)
+
+
 def score_phase_bytes(experiment: Experiment, one: Activations) -> int:
     """Return the most that graphs hold while the score networks and the decoder run, beside the generator's own graph.
 
     With `recomputed` gradients one graph at a time, with `direct` ones all together.
     """
-    objective = experiment.objective
-    batch = _batch(experiment)
-    chunk = min(experiment.models.decode_chunk, batch)
-    asked = objective.reward_weight > 0 and any(entry.weight > 0 for entry in experiment.rewards.services)
-    decoder = one.decoder if asked else GraphBytes(0, 0)
-    scores = score_graphs(experiment)
-    if objective.gradient == "recomputed":
+    batch, scores = _batch(experiment), score_graphs(experiment)
+    decoder = one.decoder if trained_on(experiment) else GraphBytes(0, 0)
+    if experiment.objective.gradient == "recomputed":
+        chunk = min(experiment.models.decode_chunk, batch)
         beside = max(batch * one.frozen.peak if scores else 0, chunk * decoder.peak)
     else:
         working = max(one.frozen.peak - one.frozen.held if scores else 0, decoder.peak - decoder.held)
@@ -85,73 +104,8 @@ def score_phase_bytes(experiment: Experiment, one: Activations) -> int:
     return batch * one.trained.held + beside
 
 
-def estimate(experiment: Experiment, known: Sizes) -> Estimate:
-    """Return bytes by part on one device."""
-    engine, one = engine_bytes(known.trained, experiment.runtime), known.activations
-    frozen = number_bytes(experiment.runtime) * known.network
-    # The generator that is evaluated and exported: what it does not share is in fp32.
-    evaluated = 4 * known.trained
-    trains = "adapters" if experiment.models.lora else "generator, assistant"
-    bf16_decoder = experiment.models.reward_decoder_precision == "bf16" and experiment.models.reward_decoder is None
-    resting = {
-        f"weights: {trains}": 2 * engine.weights,
-        **({"weights: bases of their own": frozen * own} if (own := own_bases(experiment)) else {}),
-        "weights: reference": frozen,
-        "weights: evaluated generator": evaluated,
-        "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
-        "weights: text encoders": 4 * known.text if experiment.models.keep_text_encoder else 0,
-        "optimizer states": 2 * engine.optimizer,
-        "gradients and buffers": 2 * engine.kept,
-        "average (EMA)": average_bytes(known.trained, experiment.runtime),
-    }
-    moments = {
-        "activations of a generator step": score_phase_bytes(experiment, one) + engine.gathered,
-        "backward pass and its gradients": _batch(experiment) * one.trained.peak + engine.gathered + engine.backward,
-        "optimizer's step": engine.update,
-    }
-    return Estimate(resting, moments, 2 * engine.host + engine.host_update)
-
-
 def _batch(experiment: Experiment) -> int:
     return experiment.training.batch_size // experiment.runtime.num_workers
-
-
-def describe(experiment: Experiment) -> str:
-    """Return what would be loaded and the estimate, as lines of a YAML comment."""
-    return "\n".join(f"# {line}".rstrip() for line in _lines(experiment)) + "\n"
-
-
-def _lines(experiment: Experiment) -> Iterator[str]:
-    runtime, device = experiment.runtime, "GPU" if experiment.runtime.use_gpu else "worker"
-    yield "loads"
-    for role in ("reference", "generator", "assistant", "reward_decoder"):
-        if location := getattr(experiment.models, role):
-            yield f"  {role:<20} {location}"
-    for entry in experiment.rewards.services:
-        yield f"  {'reward ' + entry.name:<20} {entry.checkpoint}"
-    try:
-        known = sizes(experiment)
-    except ValueError as error:
-        yield f"memory of one {device}: not known, {error}"
-        return
-    found = estimate(experiment, known)
-    mode = f"zero_stage {runtime.zero_stage}" if runtime.engine == "deepspeed" else "plain torch"
-    yield f"memory of one {device} of {runtime.num_workers} ({mode}, offload {runtime.offload}, {runtime.precision})"
-    adapters = f", {known.trained:,} in the adapter of each" if experiment.models.lora else ""
-    yield f"  from {known.source}; {known.network:,} weights a network{adapters}"
-    yield from (_line(name, size, found.most) for name, size in found.resting.items())
-    yield _line("between steps", found.between_steps, found.most)
-    yield "  the most beyond it, one after the other"
-    yield from (_line(name, size, found.most) for name, size in found.moments.items())
-    yield _line("at its most", found.most, found.most)
-    if found.host:
-        yield _line("in host memory", found.host, found.most)
-    yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
-
-
-def _line(name: str, size: int, most: int) -> str:
-    unit, label = (GIB, "GiB") if most >= GIB else (2**20, "MiB")
-    return f"  {name:<36}{size / unit:9.3f} {label}"
 
 
 def sizes(experiment: Experiment) -> Sizes:
@@ -160,31 +114,47 @@ def sizes(experiment: Experiment) -> Sizes:
     Raises:
         ValueError: if nothing is.
     """
-    reference = experiment.models.reference
+    models, runtime, reference = experiment.models, experiment.runtime, experiment.models.reference
     directory = _local(reference)
-    checkpointed = experiment.runtime.gradient_checkpointing
-    if directory is not None:
-        network, vae, text = _counted(directory)
-        for published in PUBLISHED.values():
-            if (published.network, published.vae) == (network, vae):
-                return Sizes("the headers of the weights", network, vae, text, *_known(experiment, published))
-        from slingstone.networks.adapters import Adapter
-        from slingstone.networks.footprint import traced
+    if directory is None:
+        if reference not in PUBLISHED:
+            raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
+        found = PUBLISHED[reference]
+        return Sizes("published sizes", found.network, found.vae, found.text, *_published(experiment, found))
+    source, (network, vae, text) = "the headers of the weights", _counted(directory)
+    for published in PUBLISHED.values():
+        if (published.network, published.vae) == (network, vae):
+            return Sizes(source, network, vae, text, *_published(experiment, published))
+    from slingstone.networks.adapters import Adapter
+    from slingstone.networks.footprint import traced
 
-        lora = experiment.models.lora and Adapter(
-            experiment.models.lora.rank, 1.0, experiment.models.lora.target_modules
-        )
-        found = traced(
-            directory, checkpointed, experiment.runtime.precision, experiment.models.reward_decoder_precision, lora
-        )
-        graphs = Activations(
-            *(GraphBytes(graph.held, graph.peak) for graph in (found.trained, found.frozen, found.decoder))
-        )
-        return Sizes("the headers of the weights", network, vae, text, graphs, found.weights if lora else network)
-    if reference not in PUBLISHED:
-        raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
-    found = PUBLISHED[reference]
-    return Sizes("published sizes", found.network, found.vae, found.text, *_known(experiment, found))
+    lora = models.lora and Adapter(models.lora.rank, 1.0, models.lora.target_modules)
+    found = traced(directory, runtime.gradient_checkpointing, runtime.precision, models.reward_decoder_precision, lora)
+    graphs = (GraphBytes(graph.held, graph.peak) for graph in (found.trained, found.frozen, found.decoder))
+    return Sizes(source, network, vae, text, Activations(*graphs), found.weights if lora else network)
+
+
+def _published(experiment: Experiment, published: Published) -> tuple[Activations, int]:
+    """Return the table's activations in the precision of the run, and how many weights are trained.
+
+    Raises:
+        ValueError: if the run's adapters are on other layers than those of the table.
+    """
+    checkpointed, lora = experiment.runtime.gradient_checkpointing, experiment.models.lora
+    found, weights = published.checkpointed if checkpointed else published.plain, published.network
+    if lora is not None:
+        if lora.target_modules != ATTENTION:
+            raise ValueError("models.lora.target_modules are others than those whose sizes are in the table")
+        found = found._replace(trained=published.adapted_checkpointed if checkpointed else published.adapted)
+        weights = lora.rank * published.adapter
+    factor = 1 if experiment.runtime.precision == "bf16" else 2
+    divisor = 2 if experiment.models.reward_decoder_precision == "bf16" else 1
+    graphs = Activations(
+        trained=GraphBytes(factor * found.trained.held, factor * found.trained.peak),
+        frozen=GraphBytes(factor * found.frozen.held, factor * found.frozen.peak),
+        decoder=GraphBytes(found.decoder.held // divisor, found.decoder.peak // divisor),
+    )
+    return graphs, weights
 
 
 def own_bases(experiment: Experiment) -> int:
@@ -198,42 +168,10 @@ def _shares(experiment: Experiment, start: str) -> bool:
     if start == experiment.models.reference:
         return True
     if Path(start).is_file() and start.endswith(".safetensors"):
-        return any("lora" in name for name in _header(Path(start)))
+        with safe_open(start, "numpy") as file:
+            return any("lora" in name for name in file.keys())  # noqa: SIM118  (no mapping)
     # A file that is not here, or that cannot be looked into cheaply, is known by its name alone.
     return start.endswith((".safetensors", ".bin", ".pt", ".pth")) and "lora" in Path(start).name.lower()
-
-
-def _known(experiment: Experiment, published: Published) -> tuple[Activations, int]:
-    """Return the table's activations in the precision of the run, and how many weights are trained.
-
-    Raises:
-        ValueError: if the run's adapters are on other layers than those of the table.
-    """
-    found = published.checkpointed if experiment.runtime.gradient_checkpointing else published.plain
-    lora, weights = experiment.models.lora, published.network
-    if lora is not None:
-        if lora.target_modules != ATTENTION:
-            raise ValueError("models.lora.target_modules are others than those whose sizes are in the table")
-        graph = published.adapted_checkpointed if experiment.runtime.gradient_checkpointing else published.adapted
-        found, weights = replace(found, trained=graph), lora.rank * published.adapter
-    factor = 1 if experiment.runtime.precision == "bf16" else 2
-    divisor = 2 if experiment.models.reward_decoder_precision == "bf16" else 1
-    graphs = Activations(
-        GraphBytes(factor * found.trained.held, factor * found.trained.peak),
-        GraphBytes(factor * found.frozen.held, factor * found.frozen.peak),
-        GraphBytes(found.decoder.held // divisor, found.decoder.peak // divisor),
-    )
-    return graphs, weights
-
-
-def score_graphs(experiment: Experiment) -> int:
-    """Return how many score networks are differentiated in a generator step."""
-    objective = experiment.objective
-    if isinstance(objective.distance, KL) or objective.flow == "detach_networks":
-        return 0
-    if objective.flow == "detach_distance":
-        return 1
-    return 3 if objective.guidance.kind == "inner" and objective.guidance.scale else 2
 
 
 def _local(reference: str) -> Path | None:
@@ -248,31 +186,25 @@ def _local(reference: str) -> Path | None:
 
 def _counted(directory: Path) -> tuple[int, int, int]:
     """Return the weights of network, autoencoder and all text encoders."""
-    parts = {path.parent.name: 0 for path in directory.glob("*/*.safetensors")}
-    for part in parts:
-        parts[part] = sum(_weights(file) for file in _files(directory / part))
-    network = parts.get("unet", 0) or parts.get("transformer", 0)
+    parts = {path.parent for path in directory.glob("*/*.safetensors")}
+    weights = {part.name: sum(_weights(file) for file in _files(part)) for part in parts}
+    network = weights.get("unet", 0) or weights.get("transformer", 0)
     if not network:
         raise ValueError(f"models.reference = {str(directory)!r} has no network in safetensors")
-    text = sum(count for part, count in parts.items() if part.startswith("text_encoder"))
-    return network, parts.get("vae", 0), text
+    text = sum(count for part, count in weights.items() if part.startswith("text_encoder"))
+    return network, weights.get("vae", 0), text
 
 
 def _files(part: Path) -> Iterator[Path]:
     """Return the files of a part's weights in full precision: sharded by an index, or one; variants are left out."""
     for index in part.glob("*.safetensors.index.json"):
         if index.name.count(".") == 3:
-            yield from (part / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values())))
+            yield from (part / name for name in set(json.loads(index.read_text())["weight_map"].values()))
             return
     yield from (file for file in part.glob("*.safetensors") if file.name.count(".") == 1)
 
 
-def _weights(file: Path) -> int:
+def _weights(path: Path) -> int:
     """Return how many numbers a file of weights holds, from its header."""
-    return sum(prod(entry["shape"]) for name, entry in _header(file).items() if name != "__metadata__")
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        return json.loads(opened.read(length))
+    with safe_open(path, "numpy") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  (no mapping)

@@ -1,4 +1,4 @@
-"""Published pipelines by hub id: how many weights they have, and what one picture holds in memory. Imports no torch."""
+"""Published pipelines by hub id: their weights, FLOPs and activations. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,9 +11,8 @@ class GraphBytes(NamedTuple):
     peak: int
 
 
-@dataclass(frozen=True)
-class Activations:
-    """One image through each part.
+class Activations(NamedTuple):
+    """One image's graph through each part.
 
     Attributes:
         trained: a network whose weights get gradients.
@@ -26,21 +25,27 @@ class Activations:
     decoder: GraphBytes
 
 
+class Work(NamedTuple):
+    """FLOPs of one picture's forward pass through the denoising network and the decoder, and the picture's side."""
+
+    network: float
+    decoder: float
+    side: int
+
+
 @dataclass(frozen=True)
 class Published:
-    """A published pipeline: weights of its parts, and activations with a bf16 network and an fp32 decoder.
+    """Weights of a published pipeline's network, autoencoder and text encoders, and what a picture takes.
 
     Attributes:
-        network: weights of the denoising network.
-        vae: of the autoencoder.
-        text: of all text encoders.
-        plain: activations without checkpointing.
+        plain: activations of a bf16 network and an fp32 decoder, without gradient checkpointing.
         checkpointed: with it.
         adapter: weights of an adapter of rank 1 on every attention projection.
-        adapted: activations of the network with such adapters, of rank 64, where only they are trained.
+        adapted: graph of the network where only such adapters, of rank 64, are trained.
         adapted_checkpointed: with checkpointing.
     """
 
+    work: Work
     network: int
     vae: int
     text: int
@@ -52,6 +57,7 @@ class Published:
 
 
 _SD15 = Published(
+    work=Work(0.8033e12, 2.5145e12, 512),
     network=859_520_964,
     vae=83_653_863,
     text=123_060_480,
@@ -70,6 +76,7 @@ _SD15 = Published(
     adapted_checkpointed=GraphBytes(146_792_704, 234_303_108),
 )
 _SDXL = Published(
+    work=Work(6.7612e12, 10.4704e12, 1024),
     network=2_567_463_684,
     vae=83_653_863,
     text=123_060_480 + 694_659_840,
@@ -88,16 +95,15 @@ _SDXL = Published(
     adapted_checkpointed=GraphBytes(464_445_568, 548_331_780),
 )
 _PIXART = Published(
+    work=Work(1.2360e12, 2.5145e12, 512),
     network=610_856_096,
     vae=83_653_863,
     text=4_762_310_656,
-    plain=Activations(
-        GraphBytes(1_548_490_496, 1_563_822_340),
-        GraphBytes(815_286_528, 834_150_404),
-        GraphBytes(5_967_535_616, 6_101_753_352),
+    plain=_SD15.plain._replace(
+        trained=GraphBytes(1_548_490_496, 1_563_822_340), frozen=GraphBytes(815_286_528, 834_150_404)
     ),
-    checkpointed=Activations(
-        GraphBytes(75_050_480, 143_003_380), GraphBytes(68_786_160, 114_321_140), GraphBytes(858_849_536, 3_274_769_928)
+    checkpointed=_SD15.checkpointed._replace(
+        trained=GraphBytes(75_050_480, 143_003_380), frozen=GraphBytes(68_786_160, 114_321_140)
     ),
     adapter=516_096,
     adapted=GraphBytes(968_259_584, 987_123_464),
@@ -108,4 +114,4 @@ PUBLISHED = {
     "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
     "PixArt-alpha/PixArt-XL-2-512x512": _PIXART,
 }
-"""By hub id; counted by `networks.footprint` on the architectures that these pipelines' configurations describe."""
+"""Counted by `networks.footprint` and torch on the architectures that these pipelines' configurations describe."""

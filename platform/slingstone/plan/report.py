@@ -1,106 +1,88 @@
-"""The plan of a run as text: one number of GPUs in detail, all of them in a table, published runs beside it."""
+"""What is known before a run starts, as text: the memory of a dry run, and the cost on 1 to 1,024 GPUs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from textwrap import indent
+
+from tabulate import tabulate
 
 from slingstone.config import KL, Experiment
-from slingstone.plan import memory
-from slingstone.plan.cost import Assumptions, Cost, cost
-from slingstone.plan.work import PUBLISHED, Work, passes, step_flops, work_of
+from slingstone.plan.cost import GIB, Assumptions, Cost, cost
+from slingstone.plan.memory import Sizes, estimate, sizes
+from slingstone.plan.published_sizes import PUBLISHED, Work
+from slingstone.plan.work import passes, step_flops, work_of
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """A published run; numbers are its authors' own.
-
-    Attributes:
-        name: of the run.
-        source: where its numbers stand.
-        reference: hub id of the networks.
-        gpus: that it took; their kind is not stated there.
-        hours: it took.
-        images: it saw.
-        updates: of the assistant in a step.
-    """
-
-    name: str
-    source: str
-    reference: str
-    gpus: int
-    hours: float
-    images: int
-    updates: int
-
-    @property
-    def images_gpu_s(self) -> float:
-        """Pictures a GPU and second."""
-        return self.images / (self.gpus * self.hours * 3600)
-
-    @property
-    def tflops_gpu(self) -> float:
-        """What its networks alone did on one GPU, in 10^12 FLOP a second: KL, 6 passes and 4 an assistant's update."""
-        return self.images_gpu_s * (6 + 4 * self.updates) * PUBLISHED[self.reference].network / 1e12
+def dry_run(experiment: Experiment) -> str:
+    """Return what would be loaded and the memory of one device, as lines of a YAML comment."""
+    return indent("\n".join([*_loads(experiment), *_memory(experiment)]), "# ") + "\n"
 
 
-DMD2 = Anchor(
-    name="DMD2, SDXL in one step",
-    source="arXiv:2405.14867",
-    reference="stabilityai/stable-diffusion-xl-base-1.0",
-    gpus=64,
-    hours=57.0,
-    images=24_000 * 128,
-    updates=5,
-)
+def _loads(experiment: Experiment) -> Iterator[str]:
+    yield "loads"
+    for role in ("reference", "generator", "assistant", "reward_decoder"):
+        if location := getattr(experiment.models, role):
+            yield f"  {role:<20} {location}"
+    for entry in experiment.rewards.services:
+        yield f"  {'reward ' + entry.name:<20} {entry.checkpoint}"
 
 
-def describe(experiment: Experiment, gpus: int, assumed: Assumptions) -> str:
-    """Return the plan.
+def _memory(experiment: Experiment) -> Iterator[str]:
+    runtime, device = experiment.runtime, "GPU" if experiment.runtime.use_gpu else "worker"
+    try:
+        known = sizes(experiment)
+    except ValueError as error:
+        yield f"memory of one {device}: not known, {error}"
+        return
+    found = estimate(experiment, known)
+    mode = f"zero_stage {runtime.zero_stage}" if runtime.engine == "deepspeed" else "plain torch"
+    yield f"memory of one {device} of {runtime.num_workers} ({mode}, offload {runtime.offload}, {runtime.precision})"
+    adapters = f", {known.trained:,} in the adapter of each" if experiment.models.lora else ""
+    yield f"  from {known.source}; {known.network:,} weights a network{adapters}"
+    unit, label = (GIB, "GiB") if found.most >= GIB else (2**20, "MiB")
+
+    def line(name: str, size: int) -> str:
+        return f"  {name:<36}{size / unit:9.3f} {label}"
+
+    yield from (line(name, size) for name, size in found.resting.items())
+    yield line("between steps", found.between_steps)
+    yield "  the most beyond it, one after the other"
+    yield from (line(name, size) for name, size in found.moments.items())
+    yield line("at its most", found.most)
+    if found.host:
+        yield line("in host memory", found.host)
+    yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
+
+
+def scaling(experiment: Experiment, gpus: int, assumed: Assumptions) -> str:
+    """Return one number of GPUs in detail, all of them in a table, and a published run beside them.
 
     Raises:
         ValueError: the run's networks are not known without loading them.
     """
-    work, known, side = work_of(experiment), memory.sizes(experiment), picture_side(experiment)
-    counts = sorted({*COUNTS, gpus})
-    costs = [cost(experiment, count, work, known, assumed, side) for count in counts]
-    chosen = costs[counts.index(gpus)]
-    return "\n".join(
-        [
-            *_assumed(experiment, work, known, assumed),
-            "",
-            *_detail(experiment, chosen, assumed),
-            "",
-            *_table(experiment, costs, assumed),
-            "",
-            *_anchor(experiment, assumed),
-        ]
+    work, known = work_of(experiment), sizes(experiment)
+    costs = {count: cost(experiment, count, work, known, assumed) for count in sorted({*COUNTS, gpus})}
+    parts = (
+        _assumed(experiment, work, known, assumed),
+        _detail(experiment, costs[gpus], assumed),
+        _table(experiment, list(costs.values()), assumed),
+        _published(experiment, assumed),
     )
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
-def picture_side(experiment: Experiment) -> int:
-    """Return the height and width of the published families' pictures; of others, by the decoder's work."""
-    if experiment.models.reference in PUBLISHED:
-        return 1024 if "xl-base" in experiment.models.reference else 512
-    from slingstone.networks.footprint import picture_side as counted
-
-    return counted(Path(experiment.models.reference))
-
-
-def _assumed(experiment: Experiment, work: Work, known: memory.Sizes, assumed: Assumptions) -> Iterator[str]:
+def _assumed(experiment: Experiment, work: Work, known: Sizes, assumed: Assumptions) -> Iterator[str]:
     device, counted = assumed.device, passes(experiment)
     yield f"{experiment.name}: {known.network:,} weights a network, from {known.source}"
+    yield f"  forward pass of a picture   network {work.network / 1e12:.4g} TFLOP, decoder {work.decoder / 1e12:.4g}"
     yield (
-        f"  forward pass of a picture      network {work.network / 1e12:.4g} TFLOP, decoder {work.decoder / 1e12:.4g}"
-    )
-    yield (
-        f"  passes of a step               assistant {counted.assistant}, generator {counted.generator},"
+        f"  passes of a step            assistant {counted.assistant}, generator {counted.generator},"
         f" divergence {counted.divergence}, decoder {counted.decoder}:"
         f" {step_flops(experiment, work) / 1e12:.4g} TFLOP a picture"
     )
     yield (
-        f"  assumed, not measured          {device.name}, {assumed.utilisation:.0%} of {device.tflops:g} TFLOP/s;"
+        f"  assumed, not measured       {device.name}, {assumed.utilisation:.0%} of {device.tflops:g} TFLOP/s;"
         f" {assumed.link_use:.0%} of {device.near_gb_s:g} GB/s in a node of {device.per_node}, of"
         f" {device.far_gb_s:g} GB/s out of it; no collective hides behind compute"
     )
@@ -108,45 +90,65 @@ def _assumed(experiment: Experiment, work: Work, known: memory.Sizes, assumed: A
 
 def _detail(experiment: Experiment, found: Cost, assumed: Assumptions) -> Iterator[str]:
     over = f"  MORE THAN THE {assumed.device.memory_gib:g} GIB OF A GPU" if _too_large(found, assumed) else ""
-    yield f"on {found.gpus} GPUs, {found.batch} pictures a step ({found.batch // found.gpus} a GPU)"
-    yield f"  compute                        {found.compute_s:9.3f} s"
-    yield f"  ZeRO traffic, stage {experiment.runtime.zero_stage}          {found.traffic_s:9.3f} s"
-    yield f"  step                           {found.step_s:9.3f} s, {found.images_s:.1f} pictures a second"
+    rows = [
+        ("compute", found.compute_s, "s"),
+        (f"ZeRO traffic, stage {experiment.runtime.zero_stage}", found.traffic_s, "s"),
+        ("step", found.step_s, f"s, {found.images_s:.1f} pictures a second"),
+    ]
     if found.replicas:
         needed = ", ".join(f"{name} {count}" for name, count in found.replicas.items())
-        yield (
-            f"  rewards have                   {found.window_s:9.3f} s; replicas that stay within it: {needed}"
-            f" ({found.reward_gpus:g} GPUs)"
-        )
-        yield f"  the configured replicas add    {found.exposed_s:9.3f} s"
-        yield f"  pictures to rewards and back   {found.picture_gib:9.3f} GiB a step"
-    yield f"  memory of one GPU              {found.memory_gib:9.3f} GiB{over}"
-    yield f"  checkpoint                     {found.checkpoint_gib:9.3f} GiB"
-    yield f"  the whole run                  {_hours(experiment, found):9.1f} h, evaluations not counted"
+        within = f"s; replicas that stay within it: {needed} ({found.reward_gpus:g} GPUs)"
+        rows += [
+            ("rewards have", found.window_s, within),
+            ("the configured replicas add", found.exposed_s, "s"),
+            ("pictures to rewards and back", found.picture_gib, "GiB a step"),
+        ]
+    rows += [
+        ("memory of one GPU", found.memory_gib, f"GiB{over}"),
+        ("checkpoint", found.checkpoint_gib, "GiB"),
+        ("the whole run", _hours(experiment, found), "h, evaluations not counted"),
+    ]
+    yield f"on {found.gpus} GPUs, {found.batch} pictures a step ({found.batch // found.gpus} a GPU)"
+    yield indent(tabulate(rows, tablefmt="plain", floatfmt=".3f"), "  ")
 
 
 def _table(experiment: Experiment, costs: Sequence[Cost], assumed: Assumptions) -> Iterator[str]:
-    yield " GPUs  batch  GiB/GPU  compute s  traffic s  step s  pictures/s  reward GPUs  hours"
-    for found in costs:
-        mark = " !" if _too_large(found, assumed) else ""
-        hours = _hours(experiment, found)
-        yield (
-            f"{found.gpus:5d} {found.batch:6d} {found.memory_gib:8.1f} {found.compute_s:10.3f} {found.traffic_s:10.3f}"
-            f" {found.step_s:7.3f} {found.images_s:11.1f} {found.reward_gpus:12.1f} {hours:6.1f}{mark}"
-        )
+    rows = [
+        {
+            "GPUs": found.gpus,
+            "batch": found.batch,
+            "GiB/GPU": found.memory_gib,
+            "compute s": found.compute_s,
+            "traffic s": found.traffic_s,
+            "step s": found.step_s,
+            "pictures/s": found.images_s,
+            "reward GPUs": found.reward_gpus,
+            "hours": _hours(experiment, found),
+            "": "!" if _too_large(found, assumed) else "",
+        }
+        for found in costs
+    ]
+    digits = ("", "", ".1f", ".3f", ".3f", ".3f", ".1f", ".1f", ".1f", "")
+    yield tabulate(rows, headers="keys", tablefmt="plain", floatfmt=digits)
     yield f"! does not fit {assumed.device.memory_gib:g} GiB"
     yield "Where a GPU has one picture and the batch still grows, it is another experiment."
 
 
-def _anchor(experiment: Experiment, assumed: Assumptions) -> Iterator[str]:
-    yield f"published, authors' own numbers: {DMD2.name} ({DMD2.source})"
+def _published(experiment: Experiment, assumed: Assumptions) -> Iterator[str]:
+    """Yield the numbers of DMD2 in one step of SDXL, with KL; its authors do not state the kind of their GPUs."""
+    reference = "stabilityai/stable-diffusion-xl-base-1.0"
+    gpus, hours, images = 64, 57, 24_000 * 128
+    images_gpu_s = images / (gpus * hours * 3600)
+    passes_of_a_step = 6 + 4 * 5  # of the network alone: KL's, and those of five updates of the assistant
+    tflops_gpu = images_gpu_s * passes_of_a_step * PUBLISHED[reference].work.network / 1e12
+    yield "published, authors' own numbers: DMD2, SDXL in one step (arXiv:2405.14867)"
     yield (
-        f"  {DMD2.gpus} GPUs x {DMD2.hours:g} h, {DMD2.images:,} pictures: {DMD2.images_gpu_s:.2f} a GPU and second,"
-        f" {DMD2.tflops_gpu:.0f} TFLOP/s a GPU"
+        f"  {gpus} GPUs x {hours} h, {images:,} pictures: {images_gpu_s:.2f} a GPU and second,"
+        f" {tflops_gpu:.0f} TFLOP/s a GPU"
     )
     yield f"  this plan assumes {assumed.device.tflops * assumed.utilisation:.0f} TFLOP/s a GPU for every network"
-    if experiment.models.reference == DMD2.reference and not isinstance(experiment.objective.distance, KL):
-        factor = passes(experiment).network / (6 + 4 * DMD2.updates)
+    if experiment.models.reference == reference and not isinstance(experiment.objective.distance, KL):
+        factor = passes(experiment).network / passes_of_a_step
         yield f"  this run's step takes {factor:.2f} times the network passes of theirs, and a decoder's"
 
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from slingstone.config import Experiment, RewardEntry
-from slingstone.plan.memory import score_graphs
+from slingstone.config import KL, Experiment, RewardEntry
+from slingstone.plan.published_sizes import PUBLISHED, Work
 
 REWARDS: dict[str, float] = {
     "pickscore": 680.0e9 + 47.1e9,
@@ -17,21 +16,6 @@ REWARDS: dict[str, float] = {
 }
 """FLOPs of a picture's score and gradient: the image tower (ViT-H/14, ViT-L/14, BLIP's ViT-L/16, all at 224 px) forward
 and back to its input, and the text tower forward."""
-
-
-class Work(NamedTuple):
-    """FLOPs of one picture's forward pass through the denoising network and the decoder."""
-
-    network: float
-    decoder: float
-
-
-PUBLISHED = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": Work(0.8033e12, 2.5145e12),
-    "stabilityai/stable-diffusion-xl-base-1.0": Work(6.7612e12, 10.4704e12),
-    "PixArt-alpha/PixArt-XL-2-512x512": Work(1.2360e12, 2.5145e12),
-}
-"""By hub id, counted on the architectures that these pipelines' configurations describe."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +48,27 @@ def passes(experiment: Experiment) -> Passes:
     Without the assistant's updates: DMD's KL 6, direct 9, recomputed 12 with inner guidance.
     """
     objective, again = experiment.objective, int(experiment.runtime.gradient_checkpointing)
-    called = 3 if objective.guidance.scale else 2
-    attached = score_graphs(experiment)
-    each = (2 if objective.gradient == "recomputed" else 1) + again
-    decodes = (3 if objective.gradient == "recomputed" else 2) + again
+    forward = 2 if objective.gradient == "recomputed" else 1
     return Passes(
         assistant=experiment.training.assistant_updates * (4 + again),
         generator=3 + again,
-        divergence=called + attached * each,
-        decoder=decodes if trained_on(experiment) else 0,
+        divergence=(3 if objective.guidance.scale else 2) + score_graphs(experiment) * (forward + again),
+        decoder=forward + 1 + again if trained_on(experiment) else 0,
     )
 
 
+def score_graphs(experiment: Experiment) -> int:
+    """Return how many score networks are differentiated in a generator step."""
+    objective = experiment.objective
+    if isinstance(objective.distance, KL) or objective.flow == "detach_networks":
+        return 0
+    if objective.flow == "detach_distance":
+        return 1
+    return 3 if objective.guidance.kind == "inner" and objective.guidance.scale else 2
+
+
 def trained_on(experiment: Experiment) -> list[RewardEntry]:
-    """Return the rewards that every step asks."""
+    """Return the rewards that every step asks; held-out ones are only asked by evaluations."""
     return [
         entry for entry in experiment.rewards.services if entry.weight > 0 and experiment.objective.reward_weight > 0
     ]
@@ -97,11 +88,11 @@ def work_of(experiment: Experiment) -> Work:
     """
     reference = experiment.models.reference
     if Path(reference).is_dir():
-        from slingstone.networks.footprint import forward_flops
+        from slingstone.networks.footprint import forward_flops, picture_side
 
         network, decoder = forward_flops(Path(reference))
-        return Work(float(network), float(decoder))
+        return Work(float(network), float(decoder), picture_side(Path(reference)))
     if reference not in PUBLISHED:
         known = ", ".join(PUBLISHED)
         raise ValueError(f"models.reference = {reference!r}: is no directory and in no table; known are {known}")
-    return PUBLISHED[reference]
+    return PUBLISHED[reference].work

@@ -31,7 +31,7 @@ def dataset_files(location: str) -> list[Path]:
         ValueError: if it has no table, or the hub does not give it.
     """
     if not location.startswith("hf://"):
-        return _tables(Path(location), "", location)
+        return _tables(Path(location), "")
     named = HUB.fullmatch(location)
     if named is None:
         raise ValueError("is no dataset of the hub; write hf://datasets/owner/name[@revision][/path]")
@@ -41,13 +41,13 @@ def dataset_files(location: str) -> list[Path]:
         for pattern in asked:
             directory = _downloaded(named["name"], branch, pattern)
             if any(directory.rglob("*.parquet")):
-                return _tables(directory, path, location)
+                return _tables(directory, path)
     raise ValueError(
         f"has no parquet files {path!r}; look at the dataset's files, and give the beginning of their paths"
     )
 
 
-def _tables(directory: Path, path: str, location: str) -> list[Path]:
+def _tables(directory: Path, path: str) -> list[Path]:
     for kind in TABLES:
         named = {str(file.relative_to(directory)): file for file in directory.rglob(f"*{kind}")}
         there = {name: file for name, file in named.items() if name.startswith(path) and not name.startswith(".")}

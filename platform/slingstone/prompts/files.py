@@ -4,8 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,9 @@ from slingstone.prompts.datasets import dataset_files, is_dataset
 
 COLUMN = "prompt"
 """The column that is read unless another is named; the case of letters does not matter."""
+
+STYLE = "style"
+"""The group column of a benchmark whose prompts lie by style, as HPSv2's do."""
 
 
 def read_prompts(path: str | Path, column: str | None = None) -> tuple[str, ...]:
@@ -32,65 +34,55 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[str, ...]
         ValueError: if the file is missing, cannot be read as its format, or has no such column or no prompt; names
             the file, the place and what to do.
     """
-    try:
-        files = dataset_files(str(path)) if is_dataset(str(path)) else [Path(path)]
-        cells = (cell for file in files for cell in _cells(file, column))
-        prompts = tuple(prompt for place, cell in cells if (prompt := _prompt(place, cell)))
-        if not prompts:
-            raise ValueError("has no prompt; write at least one")
-    except ValueError as error:
-        raise ValueError(f"prompts file {str(path)!r} {error}") from error
-    return prompts
+    return tuple(prompt for prompt, _ in _read(path, column, (), lists=False))
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """Distinct prompts in the order of their file, and the groups that each belongs to.
-
-    Attributes:
-        prompts: the texts.
-        groups: by prompt: what stands in each group column, such as `{"Category": ("Animals",)}`; a prompt that the
-            file repeats may belong to several groups of a column.
-    """
-
-    prompts: tuple[str, ...]
-    groups: Mapping[str, Mapping[str, tuple[str, ...]]]
-
-
-STYLE = "style"
-"""The group column of a benchmark whose prompts lie by style, as HPSv2's do."""
-
-
-def read_prompt_set(path: str | Path, column: str | None = None, groups: Sequence[str] = ()) -> PromptSet:
+def read_grouped_prompts(
+    path: str | Path, column: str | None = None, groups: Sequence[str] = ()
+) -> dict[str, dict[str, tuple[str, ...]]]:
     """Return the distinct prompts of a file or folder with their groups, such as PartiPrompts' categories.
 
     Beside the formats of `read_prompts`: a `.json` file that holds a list of prompts, or an object with a list a
     style; and a folder with a `.json` list a style, named after it. Their group column is `style`, given or not.
 
+    Returns:
+        By prompt, in the order of the file, what stands in each group column, such as `{"Category": ("Animals",)}`; a
+        prompt that the file repeats may belong to several groups of a column.
+
     Raises:
         ValueError: as `read_prompts`; or a group column is not there.
     """
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for prompt, own in _read(path, column, groups, lists=True):
+        known = found.setdefault(prompt, dict.fromkeys(own, ()))
+        for name, value in own.items():
+            known[name] = (*known[name], *(value,) * (value not in known[name]))
+    return found
+
+
+def _read(
+    path: str | Path, column: str | None, groups: Sequence[str], *, lists: bool
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the prompts with the groups of each; `lists` also reads .json files and takes folders for those."""
     place = Path(path)
     try:
-        cells = _styles(place) if place.is_dir() or place.suffix.lower() == ".json" else _grouped(place, column, groups)
-        found: dict[str, dict[str, tuple[str, ...]]] = {}
-        for prompt, own in cells:
-            known = found.setdefault(prompt, dict.fromkeys(own, ()))
-            for name, value in own.items():
-                known[name] = (*known[name], *(value,) * (value not in known[name]))
-        if not found:
+        if lists and (place.is_dir() or place.suffix.lower() == ".json"):
+            rows = list(_styles(place))
+        else:
+            files = dataset_files(str(path)) if is_dataset(str(path)) else [place]
+            rows = [row for file in files for row in _grouped(file, column, groups)]
+        if not rows:
             raise ValueError("has no prompt; write at least one")
     except ValueError as error:
         raise ValueError(f"prompts file {str(path)!r} {error}") from error
-    return PromptSet(tuple(found), found)
+    return rows
 
 
 def _grouped(file: Path, column: str | None, groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the prompts of a table with what the same row says in the group columns."""
-    beside = {name: dict(_cells(file, name)) for name in groups}
-    for place, cell in _cells(file, column):
+    for place, (cell, *values) in _cells(file, (column, *groups)):
         if prompt := _prompt(place, cell):
-            yield prompt, {name: str(values[place]) for name, values in beside.items()}
+            yield prompt, {name: str(value) for name, value in zip(groups, values, strict=True)}
 
 
 def _styles(place: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -117,24 +109,28 @@ def _document(file: Path) -> Any:
         raise ValueError(f"is not JSON ({file.name}: {error}); mend it") from error
 
 
-def _cells(file: Path, column: str | None) -> Iterator[tuple[str, Any]]:
-    """Return the place and the value of every cell that should hold a prompt."""
+Columns = Sequence[str | None]
+"""Which columns to read, None for the one named `prompt` in some case of letters."""
+
+
+def _cells(file: Path, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Return the place and the values of every row."""
     if not file.is_file():
         raise ValueError("does not exist; give a .txt, .jsonl, .csv, .tsv or .parquet file")
     match file.suffix.lower():
         case ".parquet":
-            return _parquet(file, column)
+            return _parquet(file, columns)
         case ".jsonl":
-            return _json_lines(_text(file), column)
+            return _json_lines(_text(file), columns)
         case ".csv":
-            return _table(csv.reader(io.StringIO(_text(file), newline=""), strict=True), column)
+            return _table(csv.reader(io.StringIO(_text(file), newline=""), strict=True), columns)
         case ".tsv":
-            return _table(csv.reader(_lines(_text(file)), delimiter="\t", quoting=csv.QUOTE_NONE), column)
+            return _table(csv.reader(_lines(_text(file)), delimiter="\t", quoting=csv.QUOTE_NONE), columns)
         case ".json":
             raise ValueError("is one JSON document; write an object a line and call it .jsonl")
-    if column is not None:
-        raise ValueError(f"is text and has no column {column!r}; leave the column out, or give a table")
-    return ((f"line {number}", line) for number, line in enumerate(_lines(_text(file)), 1))
+    if named := [column for column in columns if column is not None]:
+        raise ValueError(f"is text and has no column {named[0]!r}; leave the column out, or give a table")
+    return ((f"line {number}", [line]) for number, line in enumerate(_lines(_text(file)), 1))
 
 
 def _text(file: Path) -> str:
@@ -153,7 +149,7 @@ def _lines(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
 
 
-def _json_lines(text: str, column: str | None) -> Iterator[tuple[str, Any]]:
+def _json_lines(text: str, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]]:
     for number, line in enumerate(_lines(text), 1):
         if not line.strip():
             continue
@@ -163,35 +159,36 @@ def _json_lines(text: str, column: str | None) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"has no JSON in line {number} ({error}); write one object a line") from error
         if not isinstance(row, dict):
             raise ValueError(f"has a {type(row).__name__} in line {number}; write an object with the key {COLUMN!r}")
-        yield f"line {number}", row[_chosen(list(row), column, f"in line {number} ")]
+        yield f"line {number}", [row[_chosen(list(row), column, f"in line {number} ")] for column in columns]
 
 
-def _table(rows: Any, column: str | None) -> Iterator[tuple[str, Any]]:
-    """Yield one column of a csv.reader whose first row names the columns."""
+def _table(rows: Any, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield columns of a csv.reader whose first row names them."""
     try:
         header = next(rows, [])
-        place = header.index(_chosen(header, column))
+        places = [header.index(_chosen(header, column)) for column in columns]
         for row in rows:
             if row and len(row) != len(header):
                 raise ValueError(
                     f"has {len(row)} fields in line {rows.line_num}, but {len(header)} columns; mend the line"
                 )
             if row:
-                yield f"line {rows.line_num}", row[place]
+                yield f"line {rows.line_num}", [row[place] for place in places]
     except csv.Error as error:
         raise ValueError(f"is damaged at line {rows.line_num} ({error}); mend its quotes") from error
 
 
-def _parquet(file: Path, column: str | None) -> Iterator[tuple[str, Any]]:
+def _parquet(file: Path, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]]:
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(file) as table:
-            name = _chosen(table.schema_arrow.names, column)
-            cells = table.read(columns=[name]).column(name).to_pylist()
+            names = [_chosen(table.schema_arrow.names, column) for column in columns]
+            read = table.read(columns=list(dict.fromkeys(names)))
+            rows = zip(*(read.column(name).to_pylist() for name in names), strict=True)
     except (ArrowException, OSError) as error:
         raise ValueError(f"cannot be read as parquet ({' '.join(str(error).split())}); write it again") from error
-    return ((f"row {number}", cell) for number, cell in enumerate(cells, 1))
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _chosen(names: Sequence[str], column: str | None, place: str = "") -> str:
@@ -214,4 +211,4 @@ def _prompt(place: str, cell: Any) -> str:
         raise ValueError(f"has a {type(cell).__name__} in {place} where a prompt should be; name the prompts' column")
     if "\0" in cell:
         raise ValueError(f"has a NUL character in {place}; remove it")
-    return " ".join(re.split(r"\r\n|\r|\n", cell)).strip()
+    return " ".join(_lines(cell)).strip()

@@ -6,23 +6,15 @@ Nothing here knows where it runs: what ranks must agree on goes through a functi
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from reward_services.protocol import PendingReward
 from slingstone.objectives.finite import cleaned, kept_mean
 from slingstone.objectives.reward import Scored, weighted_reward
-
-
-@runtime_checkable
-class PendingReward(Protocol):
-    """A reward on its way."""
-
-    def result(self) -> Scored:
-        """Wait for and return (score, d score_i / d image_i), both fp32; raise if the reward failed."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slingstone.config import Sweep
+from slingstone.sweep.table import metrics_of
 
 
 def draw(sweep: Sweep, trained: Mapping[str, float], complete: Sequence[dict[str, Any]], best: str, path: Path) -> None:
@@ -21,8 +22,7 @@ def draw(sweep: Sweep, trained: Mapping[str, float], complete: Sequence[dict[str
     from matplotlib.figure import Figure
 
     names = {f"rewards/{name}": weight for name, weight in trained.items()}
-    candidates = [sweep.signal.metric, *(entry.metric for entry in sweep.objectives)]
-    metrics = [name for name in dict.fromkeys(candidates) if name not in names] or candidates[:1]
+    metrics = [name for name in metrics_of(sweep) if name not in names] or [sweep.signal.metric]
     across = [sum(weight * trial["metrics"][name] for name, weight in names.items()) for trial in complete]
     figure = Figure(figsize=(4.6 * len(metrics), 4.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 import ray.tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
 
 from slingstone import tracking
 from slingstone.config import Sweep, flatten
@@ -20,8 +22,8 @@ from slingstone.driver import cluster, placement, preflight, rewards
 from slingstone.driver.board import open_board
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.sweep import results
-from slingstone.sweep.trial import Brief, run_trial
-from slingstone.sweep.trials import Plan, as_text
+from slingstone.sweep.trial import run_trial
+from slingstone.sweep.trials import PreparedSweep, as_text
 from slingstone.worker.progress import duration
 
 DRIVER_MEMORY = 256 * 2**20
@@ -31,7 +33,7 @@ CLEANUP_S = 5
 """How long a trial that is stopped early may take to end by itself."""
 
 
-def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]:
     """Run all trials, or those that an interrupted sweep has left; return what summary.json holds.
 
     Raises:
@@ -39,26 +41,26 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         launch.RunFailed: no trial came to its end.
         KeyboardInterrupt: the user stopped it; the same command goes on.
     """
-    finished = plan.directory / "summary.json"
-    plan.begin()
-    if finished.is_file():
-        say(f"{plan.sweep.name} is complete: delete {plan.directory} or give another name to start afresh")
-        results.conclude(plan, json.loads(finished.read_text()), say)
-        return json.loads(finished.read_text())
+    directory, experiment = prepared.directory, prepared.experiment
+    prepared.begin()
+    if (finished := directory / "summary.json").is_file():
+        say(f"{prepared.sweep.name} is complete: delete {directory} or give another name to start afresh")
+        summary = json.loads(finished.read_text())
+        results.conclude(prepared, summary, say)
+        return summary
     if not ray.is_initialized():
-        cluster.connect(plan.run.runtime.threads_per_worker, dashboard=True)
-    concurrent = concurrency(plan, ray.cluster_resources(), ray.nodes())
-    say(f"{plan.num_trials} trials, {concurrent} at a time")
-    start = time.monotonic()
-    everywhere = placement.placed(plan.run.rewards, plan.run.placement)
-    with rewards.running(everywhere, held_for_trainers(plan.run, concurrent * plan.run.runtime.num_workers)):
-        uri = tracking.tracking_uri(plan.run)
-        parent = _parent(plan, uri)
-        status = "FAILED"
+        cluster.connect(experiment.runtime.threads_per_worker, dashboard=True)
+    concurrent = concurrency(prepared, ray.cluster_resources(), ray.nodes())
+    say(f"{prepared.num_trials} trials, {concurrent} at a time")
+    start, status = time.monotonic(), "FAILED"
+    for_trials = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
+    with rewards.running(placement.placed(experiment.rewards, experiment.placement), for_trials):
+        parent = _parent(prepared, tracking.tracking_uri(experiment))
         try:
             with open_board(say) as board:
-                _tune(plan, Brief(plan, parent.run_id, board), concurrent)
-            summary = results.collect(plan, parent) | {"seconds": round(time.monotonic() - start, 1)}
+                trial = ray.tune.with_parameters(run_trial, prepared=prepared, parent=parent.run_id, board=board)
+                _tune(prepared, trial, concurrent)
+            summary = results.collect(prepared, parent) | {"seconds": round(time.monotonic() - start, 1)}
             finished.write_text(json.dumps(summary, indent=1))
             parent.artifact(finished)
             status = "FINISHED"
@@ -67,60 +69,57 @@ def sweep(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
             raise
         finally:
             parent.end(status)
-    results.conclude(plan, summary, say)
-    say(f"{duration(summary['seconds'])} for {plan.num_trials} trials")
+    results.conclude(prepared, summary, say)
+    say(f"{duration(summary['seconds'])} for {prepared.num_trials} trials")
     return summary
 
 
-def concurrency(plan: Plan, available: Mapping[str, float], nodes: placement.Nodes = ()) -> int:
+def concurrency(prepared: PreparedSweep, available: Mapping[str, float], nodes: placement.Nodes = ()) -> int:
     """Return how many trials the cluster holds beside the rewards; no more ever start, so that none waits for another.
 
     Raises:
         ValueError: it holds none.
     """
-    run = plan.run.model_copy(update={"runtime": plan.trial("any", {}).runtime})
-    preflight.fits(run, available)
+    runtime, where = prepared.trial("any", {}).runtime, prepared.experiment.placement
+    experiment = prepared.experiment.model_copy(update={"runtime": runtime})
+    preflight.fits(experiment, available)
     if nodes:
-        placement.check(run, nodes)
-    runtime, services = run.runtime, run.rewards.services
-    managed = services if (run.rewards.lifecycle, run.rewards.backend) == ("managed", "serve") else ()
+        placement.check(experiment, nodes)
+    managed = placement.managed(experiment.rewards, where)
     free = {
         "CPU": available.get("CPU", 0.0) - sum(entry.num_replicas * entry.num_cpus for entry in managed),
         "GPU": available.get("GPU", 0.0) - sum(entry.num_replicas * entry.num_gpus for entry in managed),
     }
-    needs = {
-        "CPU": runtime.num_workers * runtime.threads_per_worker,
-        "GPU": runtime.num_workers * runtime.use_gpu * run.placement.trainer_gpu_share,
-    }
-    held = min(int((free[kind] + 1e-9) // needed) for kind, needed in needs.items() if needed)
-    if run.placement.trainer is not None:
-        held = min(held, placement.slots(run, nodes) // runtime.num_workers)
-    return max(1, min(held, plan.num_trials, plan.sweep.max_concurrent or held))
+    worker = placement.worker_resources(experiment)
+    held = min(int((free[kind] + 1e-9) // (runtime.num_workers * amount)) for kind, amount in worker.items() if amount)
+    if where.trainer is not None:
+        held = min(held, placement.slots(experiment, nodes) // runtime.num_workers)
+    return max(1, min(held, prepared.num_trials, prepared.sweep.max_concurrent or held))
 
 
-def _tune(plan: Plan, brief: Brief, concurrent: int) -> None:
-    trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, brief=brief),
-        ray.tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}]),
-    )
-    path = results.tune_directory(plan)
+def _tune(prepared: PreparedSweep, trial: Callable[..., None], concurrent: int) -> None:
+    trainable = ray.tune.with_resources(trial, ray.tune.PlacementGroupFactory([{"memory": DRIVER_MEMORY}]))
     # A trial that is stopped early waits for its run, and holds the CPUs of it until it is killed.
     os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", str(CLEANUP_S))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    if ray.tune.Tuner.can_restore(str(path)):
-        tuner = ray.tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=False)
+    if ray.tune.Tuner.can_restore(str(prepared.tune_directory)):
+        tuner = ray.tune.Tuner.restore(
+            str(prepared.tune_directory), trainable, resume_unfinished=True, restart_errored=False
+        )
     else:
         tuner = ray.tune.Tuner(
             trainable,
-            param_space=param_space(plan.sweep),
+            param_space=param_space(prepared.sweep),
             tune_config=ray.tune.TuneConfig(
-                num_samples=1 if plan.sweep.search.kind == "grid" else plan.num_trials,
+                num_samples=1 if prepared.sweep.search.kind == "grid" else prepared.num_trials,
                 max_concurrent_trials=concurrent,
-                search_alg=_search(plan.sweep, concurrent),
-                scheduler=_scheduler(plan),
-                trial_dirname_creator=_directory,
+                search_alg=_search(prepared.sweep, concurrent),
+                scheduler=_scheduler(prepared),
+                trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=ray.tune.RunConfig(name=path.name, storage_path=str(path.parent), verbose=0),
+            run_config=ray.tune.RunConfig(
+                name=prepared.tune_directory.name, storage_path=str(prepared.directory), verbose=0
+            ),
         )
     tuner.fit()
 
@@ -142,9 +141,6 @@ def _search(sweep: Sweep, concurrent: int) -> Any:
     if search.kind != "optuna":
         seed = None if search.kind == "grid" else search.seed
         return BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=search.startup_trials)
     metrics, modes = zip(*((entry.metric, entry.mode) for entry in sweep.objectives), strict=True)
@@ -152,16 +148,15 @@ def _search(sweep: Sweep, concurrent: int) -> Any:
     return OptunaSearch(metric=list(metrics), mode=list(modes), sampler=sampler)
 
 
-def _scheduler(plan: Plan) -> Any:
-    early = plan.sweep.early_stopping
+def _scheduler(prepared: PreparedSweep) -> Any:
+    early = prepared.sweep.early_stopping
     if early is None:
-        return FIFOScheduler()
+        return None
     # No rung where trials end: there the last evaluation would be stopped rather than a trial.
-    last = max(1, plan.trial("any", {}).training.num_images - 1)
+    last = max(1, prepared.trial("any", {}).training.num_images - 1)
     return AsyncHyperBandScheduler(
         time_attr="images",
-        metric=plan.sweep.signal.metric,
-        mode=plan.sweep.signal.mode,
+        **prepared.sweep.signal.model_dump(),
         max_t=last,
         stop_last_trials=False,
         grace_period=min(early.grace_images, last),
@@ -169,19 +164,14 @@ def _scheduler(plan: Plan) -> Any:
     )
 
 
-def _directory(trial: Any) -> str:
-    return str(trial.trial_id)
-
-
-def _parent(plan: Plan, uri: str) -> tracking.Run:
+def _parent(prepared: PreparedSweep, uri: str) -> tracking.Run:
     """Return the MLflow run under which the trials are shown, the one of before if the sweep goes on."""
-    path = plan.directory / "mlflow.json"
+    path = prepared.directory / "mlflow.json"
     if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
         return tracking.reopened(uri, saved["run_id"])
-    remote = plan.run.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ
-    artifacts = None if remote else Path(plan.sweep.storage)
-    tags = {"directory": str(plan.directory), "kind": "sweep"}
-    name = f"sweep {plan.sweep.name}"
-    run = tracking.create_run(uri, plan.run.tracking.experiment, name, flatten(plan.sweep), tags, artifacts)
+    settings, sweep = prepared.experiment.tracking, prepared.sweep
+    artifacts = None if settings.uri or "MLFLOW_TRACKING_URI" in os.environ else Path(sweep.storage)
+    tags = {"directory": str(prepared.directory), "kind": "sweep"}
+    run = tracking.create_run(uri, settings.experiment, f"sweep {sweep.name}", flatten(sweep), tags, artifacts)
     path.write_text(json.dumps({"uri": uri, "run_id": run.run_id}))
     return run

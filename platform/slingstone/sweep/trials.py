@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,19 @@ from slingstone.driver import preflight
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A sweep whose run was resolved.
+class PreparedSweep:
+    """A sweep whose experiment was resolved and checked.
 
     Attributes:
         sweep: the configuration, its storage absolute.
-        run: the run that is varied, the sweep's overrides applied and its paths absolute.
-        written: the same with the paths as they were given, since a job's working directory is another at each
-            submission; what is recommended at the end is this run with the values of the best trial.
+        experiment: what is varied, the sweep's overrides applied and its paths absolute.
+        as_given: the same with the paths as they were given, since a job's working directory is another at each
+            submission; what is recommended at the end is this with the values of the best trial.
     """
 
     sweep: Sweep
-    run: Experiment
-    written: Experiment
+    experiment: Experiment
+    as_given: Experiment
 
     @property
     def directory(self) -> Path:
@@ -35,13 +35,18 @@ class Plan:
         return Path(self.sweep.storage) / "sweep" / self.sweep.name
 
     @property
-    def run_file(self) -> Path:
-        """The run as it was given; `begin` writes it."""
+    def tune_directory(self) -> Path:
+        """Where Tune keeps the state of its trials."""
+        return self.directory / "tune"
+
+    @property
+    def given_file(self) -> Path:
+        """The experiment as it was given; `begin` writes it."""
         return self.directory / "run.yaml"
 
     @property
-    def trials_file(self) -> Path:
-        """The run as the trials load it, its paths those of this submission; `begin` writes it."""
+    def resolved_file(self) -> Path:
+        """The experiment as the trials load it, its paths those of this submission; `begin` writes it."""
         return self.directory / "resolved.yaml"
 
     @property
@@ -49,12 +54,20 @@ class Plan:
         """How many trials make up the sweep."""
         if self.sweep.search.kind != "grid":
             return self.sweep.search.trials
-        return len(list(_grid(self.sweep)))
+        return prod(len(values.values) for values in self.sweep.space.values() if not isinstance(values, Uniform))
 
     def trial(self, name: str, values: Mapping[str, Any]) -> Experiment:
-        """Return the run of one trial; every process of the cluster reads it from the same file."""
+        """Return the experiment of one trial; every process of the cluster reads it from the same file."""
         own = [f"name={name}", f"storage={self.sweep.storage}", "rewards.lifecycle=external"]
-        return load(self.trials_file, [*assignments(values), *self.sweep.trial_overrides, *own])
+        return load(self.resolved_file, [*assignments(values), *self.sweep.trial_overrides, *own])
+
+    def trial_name(self, trial: str) -> str:
+        """Return the name of a trial's run by Tune's id, the same when the sweep goes on after an interruption."""
+        return f"{self.sweep.name}-{trial}"
+
+    def reason_file(self, trial: str) -> Path:
+        """Return where a trial that failed says why, by Tune's id."""
+        return self.directory / "failed" / f"{trial}.txt"
 
     def begin(self) -> None:
         """Write down what is about to run, or continue what was begun.
@@ -63,34 +76,30 @@ class Plan:
             ValueError: a sweep of this name was begun with another configuration.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        texts = {self.directory / "sweep.yaml": to_yaml(self.sweep), self.run_file: to_yaml(self.written)}
+        texts = {self.directory / "sweep.yaml": to_yaml(self.sweep), self.given_file: to_yaml(self.as_given)}
         for path, text in texts.items():
             if path.is_file() and path.read_text() != text:
                 raise ValueError(
                     f"name = {self.sweep.name!r}: {path} is of another sweep; give this one another name, "
                     "or delete the directory"
                 )
-        for path, text in (texts | {self.trials_file: to_yaml(self.run)}).items():
+        for path, text in (texts | {self.resolved_file: to_yaml(self.experiment)}).items():
             path.write_text(text)
 
 
-def prepare(sweep: Sweep) -> Plan:
-    """Resolve and check the run with every value that it may get.
+def prepare(sweep: Sweep) -> PreparedSweep:
+    """Resolve and check the experiment with every value that it may get.
 
     Raises:
-        ValueError: naming what is wrong with the run, or with a value of the sweep.
+        ValueError: naming what is wrong with the experiment, or with a value of the sweep.
     """
     source = paths.located(sweep.run)
     storage = str(Path(sweep.storage).resolve())
-    written = load(source, [*sweep.overrides, f"storage={storage}"])
-    experiment = preflight.prepare(written)
-    for number, values in enumerate(_corners(sweep)):
-        varied = load(source, [*sweep.overrides, *assignments(values), *sweep.trial_overrides])
-        if number == 0:
-            _check_metrics(sweep, varied)
-        _check_signal(sweep, varied)
-        _check_grace(sweep, varied)
-    return Plan(sweep.model_copy(update={"storage": storage}), experiment, written)
+    as_given = load(source, [*sweep.overrides, f"storage={storage}"])
+    experiment = preflight.prepare(as_given)
+    for values in _corners(sweep):
+        _check(sweep, load(source, [*sweep.overrides, *assignments(values), *sweep.trial_overrides]))
+    return PreparedSweep(sweep.model_copy(update={"storage": storage}), experiment, as_given)
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
@@ -113,35 +122,23 @@ def _corners(sweep: Sweep) -> Iterator[dict[str, Any]]:
         yield {path: values[number % len(values)] for path, values in ends.items()}
 
 
-def _grid(sweep: Sweep) -> Iterator[tuple[Any, ...]]:
-    return product(*(values.values for values in sweep.space.values() if not isinstance(values, Uniform)))
-
-
-def _check_metrics(sweep: Sweep, experiment: Experiment) -> None:
+def _check(sweep: Sweep, trial: Experiment) -> None:
+    """Refuse metrics that no trial has, and what makes trials say nothing of each other."""
+    signal, early, warmup = sweep.signal.metric, sweep.early_stopping, trial.training.warmup_images
     named = {f"objectives.{i}.metric": entry.metric for i, entry in enumerate(sweep.objectives)}
-    for field, metric in (named | {"signal.metric": sweep.signal.metric}).items():
-        if not measured(experiment, metric):
-            known = [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED]
-            oracle = "" if experiment.evaluation.oracle else "; evaluation.oracle is null, so there is no ground truth"
+    for field, metric in (named | {"signal.metric": signal}).items():
+        if not measured(trial, metric):
+            known = [*(f"rewards/{entry.name}" for entry in trial.rewards.services), *ALWAYS_MEASURED]
+            oracle = "" if trial.evaluation.oracle else "; evaluation.oracle is null, so there is no ground truth"
             raise ValueError(f"{field} = {metric!r}: no evaluation has it; it has {', '.join(known)}{oracle}")
-
-
-def _check_signal(sweep: Sweep, experiment: Experiment) -> None:
-    """Refuse a signal that the trials are trained on: it would reward the hacking of it."""
-    if trained_on(experiment, sweep.signal.metric):
-        name = sweep.signal.metric.removeprefix("rewards/")
+    if trained_on(trial, signal):  # it would reward the hacking of it
         raise ValueError(
-            f"signal.metric = {sweep.signal.metric!r}: the trials are trained on it; hold it out with "
-            f"rewards.services.{name}.weight=0 in overrides, or name another number"
+            f"signal.metric = {signal!r}: the trials are trained on it; hold it out with "
+            f"rewards.services.{signal.removeprefix('rewards/')}.weight=0 in overrides, or name another number"
         )
-
-
-def _check_grace(sweep: Sweep, experiment: Experiment) -> None:
-    """Refuse to stop trials before their generators have taken a step: all would show the initial one."""
-    early, training = sweep.early_stopping, experiment.training
-    if early is not None and early.grace_images <= training.warmup_images:
+    if early is not None and early.grace_images <= warmup:
         raise ValueError(
             f"early_stopping.grace_images = {early.grace_images}: the trials' generators wait until warmup_images = "
-            f"{training.warmup_images}, so that all are the initial one; take more, such as "
-            f"{training.warmup_images + training.grid_every_images}"
+            f"{warmup}, so that all are the initial one; take more, such as "
+            f"{warmup + trial.training.grid_every_images}"
         )

@@ -1,4 +1,4 @@
-"""Numbers on their way to MLflow, on disk before they are sent: none is lost with the server, none counted twice."""
+"""Numbers on their way to MLflow, on disk before they are sent: an outage loses none, a restart counts none twice."""
 
 import json
 import os
@@ -57,20 +57,17 @@ class Journal:
         """Return what was recorded and not delivered, on disk by now, and the mark to `deliver` once it was sent."""
         if not self._path.is_file():
             return [], 0
-        handle = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(handle)  # what MLflow has, this file must have: else a restart would count it twice
-            end = os.fstat(handle).st_size
-        finally:
-            os.close(handle)
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())  # what MLflow has, this file must have: else a restart would count it twice
+            end = file.seek(0, os.SEEK_END)
         start = int(self._sent_path.read_text()) if self._sent_path.is_file() else 0
         return list(self._points(start, end)), end
 
     def deliver(self, mark: int) -> None:
         """Note that everything up to the mark was delivered."""
-        fresh = self._sent_path.with_name(self._sent_path.name + ".new")
-        fresh.write_text(str(mark))
-        fresh.replace(self._sent_path)
+        partial = self._sent_path.with_name(self._sent_path.name + ".new")
+        partial.write_text(str(mark))
+        partial.replace(self._sent_path)
 
     def _points(self, start: int, end: int | None = None) -> Iterator[Point]:
         if not self._path.is_file():
@@ -89,25 +86,3 @@ class Journal:
             whole = data.rfind(b"\n") + 1
             if whole < len(data):
                 os.truncate(self._path, whole)
-
-
-class Buffer:
-    """The same in memory, for numbers that a moment's work finds again."""
-
-    def __init__(self) -> None:
-        self._points: list[Point] = []
-
-    def record(self, values: Mapping[str, float], images: int, timestamp_ms: int) -> None:
-        """Take down numbers."""
-        self._points += [Point(name, value, timestamp_ms, images) for name, value in values.items()]
-
-    def go_back(self, images: int) -> None:
-        """Do nothing: every number is taken down."""
-
-    def undelivered(self) -> tuple[list[Point], int]:
-        """Return what waits, and its number."""
-        return list(self._points), len(self._points)
-
-    def deliver(self, mark: int) -> None:
-        """Forget the first so many."""
-        del self._points[:mark]

@@ -2,13 +2,15 @@
 
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slingstone.tracking.journal import Buffer, Journal
+from slingstone.tracking.journal import Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,21 +23,14 @@ FLUSH_AFTER_S = 5.0
 class Run:
     """One MLflow run, by its id; usable from any process. The step axis counts images.
 
-    Metrics go to a journal, which a thread delivers every few seconds: a training step waits for no server, and a
-    server that is away costs no number.
-
-    Args:
-        uri: tracking URI.
-        run_id: of the run.
-        journal: file that keeps the numbers until they are delivered; None keeps them in memory.
-        on_failure: what a server that is away costs: `stop` raises at the next delivery.
+    Metrics go to a journal, a temporary one by default, which a thread delivers every few seconds: no training step
+    waits for a server. What delivers raises MLflow's exceptions, unless `on_failure` is `spool`: it tries again later.
     """
 
     def __init__(self, uri: str, run_id: str, journal: Path | None = None, on_failure: str = "stop") -> None:
         self.uri = uri
         self.run_id = run_id
         self._journal_path = journal
-        self._journal: Journal | Buffer | None = None
         self._spools = on_failure == "spool"
         self._client: MlflowClient | None = None
         self._waiting: list[Callable[[MlflowClient], object]] = []
@@ -51,19 +46,16 @@ class Run:
             self._client = new_client(self.uri)
         return self._client
 
-    @property
-    def journal(self) -> Journal | Buffer:
+    @cached_property
+    def journal(self) -> Journal:
         """The journal; read when the first number comes."""
-        if self._journal is None:
-            self._journal = Buffer() if self._journal_path is None else Journal(self._journal_path)
-        return self._journal
+        if self._journal_path is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="slingstone-")
+            self._journal_path = Path(self._scratch.name) / "metrics.jsonl"
+        return Journal(self._journal_path)
 
     def metrics(self, values: Mapping[str, float], images: int) -> None:
-        """Record numbers at a position; what is not finite has no place in a chart and is left out.
-
-        Raises:
-            Exception: MLflow's, if a delivery failed and this is to stop the run.
-        """
+        """Record numbers at a position; what is not finite has no place in a chart and is left out."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.journal.record(finite, images, int(time.time() * 1000))
         if time.monotonic() - self._flushed > FLUSH_AFTER_S:
@@ -74,11 +66,7 @@ class Run:
                 self._delivering.start()
 
     def flush(self) -> bool:
-        """Send what waits, and return whether it arrived.
-
-        Raises:
-            Exception: MLflow's, if a delivery failed and this is to stop the run.
-        """
+        """Send what waits, and return whether it arrived."""
         self._try_to_deliver()
         self._raise_failure()
         return self._failure is None
@@ -93,7 +81,7 @@ class Run:
         self._once_there(upload)
 
     def picture(self, picture: "Image", key: str, images: int) -> None:
-        """Record a picture at a position, for the UI to lay the runs' side by side, once the server is there."""
+        """Record a picture at a position, once the server is there; the UI shows those of several runs side by side."""
         self._once_there(lambda client: client.log_image(self.run_id, picture, key=key, step=images, synchronous=True))
 
     def watch_system(self) -> None:
@@ -114,11 +102,11 @@ class Run:
         try:
             arrived = self.flush()
             self.client.set_terminated(self.run_id, status)
+            return arrived
         except Exception:  # of whatever transport the URI means
             if not self._spools:
                 raise
             return False
-        return arrived
 
     def _once_there(self, send: "Callable[[MlflowClient], object]") -> None:
         with self._lock:
@@ -140,11 +128,11 @@ class Run:
     def _deliver(self) -> None:
         from mlflow.entities import Metric
 
-        waiting, mark = self.journal.undelivered()
-        for start in range(0, len(waiting), METRICS_A_BATCH):
-            batch = [Metric(*point) for point in waiting[start : start + METRICS_A_BATCH]]
+        points, mark = self.journal.undelivered()
+        for start in range(0, len(points), METRICS_A_BATCH):
+            batch = [Metric(*point) for point in points[start : start + METRICS_A_BATCH]]
             self.client.log_batch(self.run_id, metrics=batch)
-        if waiting:
+        if points:
             self.journal.deliver(mark)
         while self._waiting:
             self._waiting[0](self.client)

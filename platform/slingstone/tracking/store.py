@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from slingstone.config import Experiment, Tracking, flatten
+from slingstone.config import Experiment, flatten
+from slingstone.config.comparison import Comparison
 from slingstone.tracking.provenance import sources
 from slingstone.tracking.run import Run, new_client
 
@@ -21,23 +22,18 @@ PARAMS_A_BATCH = 100
 def open_run(
     experiment: Experiment, uri: str, directory: Path, run_id: str | None = None, parent: str | None = None
 ) -> Run:
-    """Create the MLflow run of an experiment, or reopen one to continue it.
+    """Create the MLflow run of an experiment that writes to a directory, or reopen one to continue it.
 
-    Args:
-        experiment: its flat dump becomes the run's params.
-        uri: tracking URI, see `tracking_uri`.
-        directory: where the run writes; artifacts of a file-based store go beside it.
-        run_id: of the run to continue.
-        parent: id of the run that this one is shown under, such as a sweep's.
+    Artifacts of a file-based store go beside the directory; `parent` is the run that it is shown under, as a sweep's.
     """
     if run_id is not None:
         return reopened(uri, run_id)
-    artifacts = None if experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
-    tags = {"kind": "align", "directory": str(directory), "algorithm": algorithm(experiment)}
-    tags |= {"model_family": model_family(experiment.models.reference)}
+    tracking, models = experiment.tracking, experiment.models
+    artifacts = None if tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
+    tags = {"kind": "align", "directory": str(directory)}
+    tags |= {"algorithm": algorithm(experiment), "model_family": model_family(models.reference)}
     tags |= {} if parent is None else {"mlflow.parentRunId": parent, "parent": parent}
-    name = experiment.tracking.experiment
-    return create_run(uri, name, experiment.name, flatten(experiment), tags, artifacts)
+    return create_run(uri, tracking.experiment, experiment.name, flatten(experiment), tags, artifacts)
 
 
 def algorithm(experiment: Experiment) -> str:
@@ -66,37 +62,29 @@ def reopened(uri: str, run_id: str) -> Run:
 def create_run(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Path | None
 ) -> Run:
-    """Create a run with its params, tagged with the sources that it is made by.
+    """Create a run with its params, tagged with its sources, and the MLflow experiment if there is none of this name.
 
-    Args:
-        uri: tracking URI.
-        experiment: MLflow experiment; created if there is none of this name.
-        name: what the run is shown as.
-        params: flat.
-        tags: more than those of the sources.
-        artifacts: directory beside which a file-based store keeps them; None leaves it to the server.
+    A file-based store keeps what runs upload below the directory `artifacts`; None leaves it to the server.
     """
+    from mlflow.entities import Param
+
     client = new_client(uri)
-    created = client.create_run(
-        _experiment_id(client, experiment, artifacts), tags=sources() | dict(tags), run_name=name
-    )
-    _log_params(client, created.info.run_id, params)
-    return Run(uri, created.info.run_id)
+    experiment_id = _experiment_id(client, experiment, artifacts)
+    run_id = client.create_run(experiment_id, tags=sources() | dict(tags), run_name=name).info.run_id
+    entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
+    for start in range(0, len(entries), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_A_BATCH])
+    return Run(uri, run_id)
 
 
-def tracking_uri(experiment: Experiment) -> str:
-    """Return the URI of a run, see `tracking_uri_of`."""
-    return tracking_uri_of(experiment.tracking, experiment.storage)
-
-
-def tracking_uri_of(settings: Tracking, storage: str) -> str:
+def tracking_uri(settings: Experiment | Comparison) -> str:
     """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
-    default = f"sqlite:///{Path(storage).resolve() / 'mlflow.db'}"
-    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    default = f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
+    return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def redacted(uri: str) -> str:
-    """Return a URI without the credentials that it may carry: for whatever is written down or shown."""
+    """Return a URI without the credentials that it may carry, to be written down or shown."""
     parts = urlsplit(uri)
     if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
         return uri
@@ -106,22 +94,12 @@ def redacted(uri: str) -> str:
 def _experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    if (found := client.get_experiment_by_name(name)) is not None:
-        return found.experiment_id
-    # MLflow's own default for a local database is ./mlruns of whichever process creates the experiment.
-    location = None if artifacts is None else (artifacts / "mlartifacts").resolve().as_uri()
-    try:
-        return client.create_experiment(name, artifact_location=location)
-    except MlflowException:  # another run created it in the meantime
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return found.experiment_id
-
-
-def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
-    for start in range(0, len(entries), PARAMS_A_BATCH):
-        client.log_batch(run_id, params=entries[start : start + PARAMS_A_BATCH])
+    if (found := client.get_experiment_by_name(name)) is None:
+        # MLflow's own default for a local database is ./mlruns of whichever process creates the experiment.
+        location = None if artifacts is None else (artifacts / "mlartifacts").resolve().as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another run may have created it in the meantime
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
+    return found.experiment_id

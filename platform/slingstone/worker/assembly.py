@@ -1,4 +1,4 @@
-"""From a configuration to the objects of one rank: networks, engines, rewards, trainer, measurement."""
+"""From an experiment to the objects of one rank: networks, engines, rewards, trainer, measurement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,20 +9,20 @@ import torch.distributed as dist
 from torch import nn
 
 from slingstone.checkpoints.state import State
-from slingstone.config import KL, Experiment, Objective, PseudoHuber
-from slingstone.engines.engine import build_engine
+from slingstone.config import KL, Experiment, Objective, Optimizer, PseudoHuber
+from slingstone.engines.engine import ShardedEngine, build_engine
 from slingstone.engines.family import load_family
 from slingstone.networks.adapters import sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.embeddings import EmbeddingStore, fingerprint
-from slingstone.networks.protocol import DTYPES, ImageDecoder, ModelFamily
+from slingstone.networks.protocol import DTYPES, ModelFamily
 from slingstone.networks.text import RememberingEncoder
 from slingstone.objectives import divergence
 from slingstone.prompts.files import read_prompts
 from slingstone.prompts.sampler import PromptSampler
 from slingstone.step.trainer import StepSettings, Timesteps, Trainer
 from slingstone.worker.assignment import Assignment
-from slingstone.worker.measure import Measure
+from slingstone.worker.measure import Measure, held_out
 from slingstone.worker.rewards import clients, panel
 
 
@@ -30,11 +30,7 @@ from slingstone.worker.rewards import clients, panel
 class Parts:
     """What one rank trains and measures with.
 
-    Attributes:
-        trainer: takes the steps.
-        state: all that a checkpoint holds.
-        averaged: a generator of its own for evaluation and export; starts as the initial one.
-        measure: the evaluations.
+    `averaged` is a generator of its own for evaluation and export, and starts as the initial one.
     """
 
     trainer: Trainer
@@ -46,41 +42,42 @@ class Parts:
 def assemble(assignment: Assignment, rank: int, world: int, device: torch.device) -> Parts:
     """Load and build everything on one rank; the engines' construction is a collective."""
     experiment = assignment.experiment
+    models, training = experiment.models, experiment.training
     torch.manual_seed(experiment.seed)
     family = load_family(experiment, device)
-    read = read_prompts(experiment.data.prompts, experiment.data.column)
-    if not experiment.models.keep_text_encoder:
-        encode_ahead(family, [*read, *held_out(experiment)], Path(experiment.storage) / "embeddings", rank, world)
+    texts = read_prompts(experiment.data.prompts, experiment.data.column)
+    if not models.keep_text_encoder:
+        evaluated = held_out(experiment.evaluation)
+        encode_ahead(family, [*texts, *evaluated], Path(experiment.storage) / "embeddings", rank, world)
     averaged = sharing_copy(family.generator).requires_grad_(False).eval()
-    clip = experiment.training.max_grad_norm
-    generator = build_engine(
-        trained_part(family.generator), experiment.training.generator_optimizer, experiment.runtime, clip
+
+    def engine(network: nn.Module, optimizer: Optimizer) -> ShardedEngine:
+        return build_engine(trained_part(network), optimizer, experiment.runtime, training.max_grad_norm)
+
+    generator = engine(family.generator, training.generator_optimizer)
+    assistant = engine(family.assistant, training.assistant_optimizer)
+    judges = clients(experiment.rewards, device)
+    prompts = PromptSampler(texts, training.batch_size, rank, world, experiment.seed)
+    assert isinstance(family.decoder, VaeDecoder)
+    decoder = reward_decoder(
+        family.decoder,
+        models.reward_decoder,
+        DTYPES[models.reward_decoder_precision],
+        experiment.runtime.gradient_checkpointing,
     )
-    assistant = build_engine(
-        trained_part(family.assistant), experiment.training.assistant_optimizer, experiment.runtime, clip
-    )
-    asked = clients(experiment.rewards, device)
-    prompts = PromptSampler(read, experiment.training.batch_size, rank, world, experiment.seed)
     trainer = Trainer(
-        family=replace(family, decoder=_reward_decoder(experiment, family)),
+        family=replace(family, decoder=decoder),
         generator=generator,
         assistant=assistant,
-        rewards=panel(experiment, asked),
+        rewards=panel(experiment, judges),
         prompts=prompts,
         settings=step_settings(experiment, world),
         rng=torch.Generator(device).manual_seed(experiment.seed * 65537 + rank),
         generator_parameters=generator.named_parameters,
     )
     state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
-    measure = Measure(experiment.evaluation, family, asked, Path(assignment.directory) / "evaluation", rank, world)
+    measure = Measure(experiment.evaluation, family, judges, Path(assignment.directory) / "evaluation", rank, world)
     return Parts(trainer, state, averaged, measure)
-
-
-def held_out(experiment: Experiment) -> tuple[str, ...]:
-    """Return the prompts of the evaluations."""
-    return read_prompts(experiment.evaluation.prompts, experiment.evaluation.column)[
-        : experiment.evaluation.num_prompts
-    ]
 
 
 def encode_ahead(family: ModelFamily, prompts: Sequence[str], directory: Path, rank: int, world: int) -> None:
@@ -92,14 +89,6 @@ def encode_ahead(family: ModelFamily, prompts: Sequence[str], directory: Path, r
     if dist.is_initialized():
         dist.barrier()
     encoder.leave_device()
-
-
-def _reward_decoder(experiment: Experiment, family: ModelFamily) -> ImageDecoder:
-    assert isinstance(family.decoder, VaeDecoder)
-    dtype = DTYPES[experiment.models.reward_decoder_precision]
-    return reward_decoder(
-        family.decoder, experiment.models.reward_decoder, dtype, experiment.runtime.gradient_checkpointing
-    )
 
 
 def step_settings(experiment: Experiment, world: int) -> StepSettings:

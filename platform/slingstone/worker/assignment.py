@@ -11,10 +11,8 @@ class Assignment:
     """One run, as its ranks need to know it.
 
     Attributes:
-        experiment: the run, its paths absolute.
+        experiment: its paths are absolute.
         directory: where the run writes; all nodes see it.
-        mlflow_uri: tracking URI.
-        mlflow_run_id: the run that rank 0 logs to.
         board: handle of the actor that shows lines to the user.
     """
 

@@ -1,31 +1,27 @@
-"""Whether a run hacks its reward: pure decisions about what its evaluations found, carried out elsewhere."""
+"""The guard against reward hacking: what evaluations found, what is decided on it, and who carries that out."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, get_args
 
 import torch.distributed as dist
 from torch import nn
 
-from slingstone.checkpoints.state import Facts
-from slingstone.config.guard import Guard, Rule, Signal
+from slingstone.checkpoints.manifest import Facts
+from slingstone.checkpoints.saving import Checkpoints
+from slingstone.config.guard import Guard, Rule
 from slingstone.evaluation.table import numbers
 from slingstone.worker.measure import Measure
 
 Action = Literal["go_on", "warn", "stop", "roll_back"]
-_SEVERITY: tuple[Action, ...] = ("go_on", "warn", "stop", "roll_back")
+"""From the mildest to the gravest."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one evaluation during training found.
-
-    Attributes:
-        images: when.
-        values: numbers by name, as MLflow has them; one that does not apply is absent.
-    """
+    """What one evaluation found: numbers by name, as MLflow has them; one that does not apply is absent."""
 
     images: int
     values: Mapping[str, float]
@@ -33,14 +29,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Breach:
-    """A rule that was broken as often in a row as its patience allows.
-
-    Attributes:
-        rule: the rule.
-        value: what the last evaluation found.
-        initial: the initial generator's value.
-        bound: the bound that was passed, as a value.
-    """
+    """A rule that was broken as often in a row as its patience allows: the last value, and the bound that it passed."""
 
     rule: Rule
     value: float
@@ -59,9 +48,7 @@ class Decision:
 
     Attributes:
         action: the gravest that a broken rule asks for.
-        images: when it was decided.
-        breaches: the broken rules.
-        best: when the evaluation was that `roll_back` returns to, if there is one.
+        best: images of the evaluation that `roll_back` returns to, if there is one.
         keep: whether the last evaluation is the best so far, so that its state must be kept.
     """
 
@@ -93,45 +80,38 @@ def decide(guard: Guard, history: Sequence[Finding], best: Finding | None = None
     initial, last = history[0].values, history[-1]
     breaches = tuple(breach for rule in guard.rules if (breach := _breach(rule, initial, history)))
     asked: list[Action] = ["go_on", *(breach.rule.action for breach in breaches)]
-    action = max(asked, key=_SEVERITY.index)
-    keep = guard.rolls_back and _sound(guard, initial, last) and better(guard.best, last, best)
-    if keep:
-        best = last
+    action = max(asked, key=get_args(Action).index)
+    sound = all(_passed(rule, initial, last) is None for rule in guard.rules)
+    keep = guard.rolls_back and sound and _better(guard, last, best)
+    best = last if keep else best
     if action == "roll_back" and best is None:
-        action = "stop"  # no evaluation was without blame, so that there is nothing to return to
+        action = "stop"  # every evaluation broke a rule, so that there is nothing to return to
     return Decision(action, last.images, breaches, best.images if best else None, keep)
 
 
-def better(signal: Signal | None, one: Finding, other: Finding | None) -> bool:
-    """Tell whether one evaluation's signal is better than the other's; none is better than what has no signal."""
-    if signal is None or signal.metric not in one.values:
+def _better(guard: Guard, one: Finding, other: Finding | None) -> bool:
+    """Tell whether one evaluation is better than the other by the guard's number; without it none is."""
+    if guard.best is None or guard.best.metric not in one.values:
         return False
-    if other is None or signal.metric not in other.values:
+    if other is None or guard.best.metric not in other.values:
         return True
-    sign = 1 if signal.mode == "max" else -1
-    return sign * one.values[signal.metric] > sign * other.values[signal.metric]
-
-
-def _sound(guard: Guard, initial: Mapping[str, float], seen: Finding) -> bool:
-    """Tell whether an evaluation passes no bound, patience aside."""
-    return all(_passed(rule, initial, seen) is None for rule in guard.rules)
+    sign = 1 if guard.best.mode == "max" else -1
+    return sign * one.values[guard.best.metric] > sign * other.values[guard.best.metric]
 
 
 def _breach(rule: Rule, initial: Mapping[str, float], history: Sequence[Finding]) -> Breach | None:
     latest = history[1:][-rule.patience :]
-    bounds = [_passed(rule, initial, seen) for seen in latest]
-    if len(latest) < rule.patience or any(bound is None for bound in bounds):
+    bounds = [bound for finding in latest if (bound := _passed(rule, initial, finding)) is not None]
+    if len(bounds) < rule.patience:
         return None
-    bound = bounds[-1]
-    assert bound is not None
-    return Breach(rule, latest[-1].values[rule.metric], initial[rule.metric], bound)
+    return Breach(rule, latest[-1].values[rule.metric], initial[rule.metric], bounds[-1])
 
 
-def _passed(rule: Rule, initial: Mapping[str, float], seen: Finding) -> float | None:
+def _passed(rule: Rule, initial: Mapping[str, float], finding: Finding) -> float | None:
     """Return the bound that an evaluation passes, as a value; a number that does not apply passes none."""
-    if rule.metric not in seen.values or rule.metric not in initial:
+    if rule.metric not in finding.values or rule.metric not in initial:
         return None
-    value = seen.values[rule.metric]
+    value = finding.values[rule.metric]
     below, above = (_bound(rule, given, initial[rule.metric]) for given in (rule.below, rule.above))
     if below is not None and value < below:
         return below
@@ -139,72 +119,45 @@ def _passed(rule: Rule, initial: Mapping[str, float], seen: Finding) -> float | 
 
 
 def _bound(rule: Rule, given: float | None, initial: float) -> float | None:
-    if given is None:
-        return None
-    match rule.relative:
-        case "ratio":
-            return given * initial
-        case "difference":
-            return initial + given
-        case "absolute":
-            return given
-
-
-@runtime_checkable
-class StateKeeper(Protocol):
-    """Where the training state of the best evaluation is kept, as `saving.Checkpoints` does; all are collectives."""
-
-    def save(self, facts: Facts) -> None:
-        """Begin to keep the present state."""
-        ...
-
-    def finish(self) -> None:
-        """Wait until it is kept."""
-        ...
-
-    def newest(self) -> str | None:
-        """Return the name of the newest state."""
-        ...
-
-    def restore_from(self, name: str) -> Facts:
-        """Return to it."""
-        ...
+    if given is None or rule.relative == "absolute":
+        return given
+    return given * initial if rule.relative == "ratio" else initial + given
 
 
 class HackingGuard:
-    """Judges the evaluations of a run, and keeps the training state of the best one if a rule may return to it.
+    """Judges the evaluations of a run on every rank, and saves the state of the best one if a rule may return to it.
 
     Args:
         guard: the rules; without any, nothing here does anything.
-        directory: of the guard, which all nodes see; it holds what was seen.
-        best: keeps one state, apart from the run's own checkpoints.
-        rank: of this process.
+        directory: holds the evaluations so far; all nodes see it.
+        best: holds the state of the best evaluation alone, apart from the run's own checkpoints.
     """
 
-    def __init__(self, guard: Guard, directory: Path, best: StateKeeper, rank: int) -> None:
+    def __init__(self, guard: Guard, directory: Path, best: Checkpoints, rank: int) -> None:
         self._guard = guard
-        self._directory = directory
-        self._kept = best
+        self._file = directory / "history.json"
+        self._checkpoints = best
         self._rank = rank
         self._history: list[Finding] = []
         self._best: Finding | None = None
         self._last = Decision("go_on", 0)
 
     def begin(self, measure: Measure, generator: nn.Module, facts: Facts) -> None:
-        """Take note of the initial generator, and of what was seen up to here before a restart; a collective."""
+        """Evaluate the initial generator, and read what was found up to here before a restart; a collective."""
         if not self._guard.rules:
             return
-        initial = Finding(0, numbers(measure.initial_short(generator)))
-        before = [initial, *(seen for seen in self._read() if seen.images > 0)]
-        kept = self._kept.newest()
-        self._best = next((seen for seen in before if kept is not None and seen.images == int(kept)), None)
-        self._history = [seen for seen in before if seen.images <= facts.images]
+        read = json.loads(self._file.read_text()) if self._file.is_file() else []
+        before = [Finding(0, numbers(measure.initial_short(generator)))]
+        before += [Finding(**entry) for entry in read if entry["images"] > 0]
+        saved = self._checkpoints.newest()
+        self._best = next((finding for finding in before if saved and finding.images == int(saved)), None)
+        self._history = [finding for finding in before if finding.images <= facts.images]
         if facts.images == 0 and self._best is None:
-            self._carry_out(decide(self._guard, self._history), facts)
+            self._save_if_best(decide(self._guard, self._history), facts)
         dist.barrier()  # before rank 0 writes again what all have read
 
     def judge(self, summary: dict[str, Any], facts: Facts) -> Decision:
-        """Decide on an evaluation, and keep the state if it is the best so far; a collective."""
+        """Decide on an evaluation, and save the state if it is the best so far; a collective."""
         if not self._guard.rules:
             return self._last
         self._history.append(Finding(facts.images, numbers(summary)))
@@ -213,17 +166,20 @@ class HackingGuard:
         dist.broadcast_object_list(decided)
         self._last = decided[0]
         if self._rank == 0:
-            self._write()
-        self._carry_out(self._last, facts)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_suffix(".partial")
+            partial.write_text(json.dumps([asdict(finding) for finding in self._history], indent=1))
+            partial.replace(self._file)
+        self._save_if_best(self._last, facts)
         return self._last
 
     def finish(self) -> None:
         """Restore the best state, if that was the decision; a collective."""
         if self._last.action == "roll_back":
-            name = self._kept.newest()
+            name = self._checkpoints.newest()
             assert name is not None
             assert int(name) == self._last.best
-            self._kept.restore_from(name)
+            self._checkpoints.restore_from(name)
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -231,22 +187,10 @@ class HackingGuard:
         if not self._last.ends:
             return {}
         back = {"best_images": self._last.best} if self._last.action == "roll_back" else {}
-        found = {"action": self._last.action, "images": self._last.images, "reason": str(self._last)}
-        return {"guard": found | back}
+        return {"guard": {"action": self._last.action, "images": self._last.images, "reason": str(self._last)} | back}
 
-    def _carry_out(self, decision: Decision, facts: Facts) -> None:
-        if not decision.keep:
-            return
-        self._best = self._history[-1]
-        self._kept.save(facts)
-        self._kept.finish()
-
-    def _read(self) -> list[Finding]:
-        path = self._directory / "history.json"
-        return [Finding(**plain) for plain in json.loads(path.read_text())] if path.is_file() else []
-
-    def _write(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        partial = self._directory / "history.partial"
-        partial.write_text(json.dumps([asdict(seen) for seen in self._history], indent=1))
-        partial.replace(self._directory / "history.json")
+    def _save_if_best(self, decision: Decision, facts: Facts) -> None:
+        if decision.keep:
+            self._best = self._history[-1]
+            self._checkpoints.save(facts)
+            self._checkpoints.finish()

@@ -11,11 +11,12 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
+from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.saving import Checkpoints
-from slingstone.checkpoints.state import Facts, averaged_weights
+from slingstone.checkpoints.state import averaged_weights
 from slingstone.checkpoints.store import open_store
-from slingstone.config import Experiment, flatten
+from slingstone.config import flatten
 from slingstone.evaluation.table import numbers
 from slingstone.worker.assembly import Parts, assemble
 from slingstone.worker.assignment import Assignment
@@ -33,22 +34,23 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
     reporter = Reporter(assignment, rank)
     reporter.say("loading checkpoints")
     parts = assemble(assignment, rank, world, ray.train.torch.get_device())
-    facts = partial(Facts, num_workers=world, mlflow_run_id=assignment.mlflow_run_id, config=flatten(experiment))
-    saved = Checkpoints(parts.state, open_store(checkpoints(experiment)), experiment, reporter.say)
-    safeguard = Rollback(parts.trainer, saved, experiment, reporter.went_back)
+    flat = flatten(experiment)
+    facts = partial(Facts, num_workers=world, mlflow_run_id=assignment.mlflow_run_id, config=flat)
+    save = partial(Checkpoints, parts.state, recovery=experiment.recovery, config=flat, say=reporter.say)
+    saved = save(open_store(checkpoints(experiment)), keep=experiment.training.keep_checkpoints)
+    rollback = Rollback(parts.trainer, saved, experiment.recovery.exploding, experiment.seed, reporter.went_back)
     if (resumed := saved.restore()) is not None:
-        safeguard.resumed(resumed)
+        rollback.rollbacks = resumed.rollbacks
         reporter.say(f"resumed at {resumed.images} images")
     results = {"init": parts.measure.initial(parts.averaged)}
     reporter.found("init", results["init"], 0)
     reporter.started(parts.measure, parts.averaged, results["init"])
-    guard = Path(assignment.directory) / "guard"
-    best = Checkpoints(parts.state, open_store(str(guard / "best")), experiment, reporter.say, keep=1)
-    watch = HackingGuard(experiment.guard, guard, best, rank)
-    watch.begin(parts.measure, parts.averaged, facts(parts.trainer.images))
+    guarded = Path(assignment.directory) / "guard"
+    guard = HackingGuard(experiment.guard, guarded, save(open_store(str(guarded / "best")), keep=1), rank)
+    guard.begin(parts.measure, parts.averaged, facts(parts.trainer.images))
     while parts.trainer.images < experiment.training.num_images:
         before, found = parts.trainer.images, None
-        if (metrics := safeguard.step()) is None:
+        if (metrics := rollback.step()) is None:
             continue
         images = parts.trainer.images
         reporter.step(mean_over_ranks(metrics), images, images - before)
@@ -60,16 +62,16 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
             reporter.found("training", found, images)
             ray.train.report({"images": images, **numbers(found)})
             reporter.grid(parts.measure, parts.averaged, images)
-            if reporter.guarded(watch.judge(found, facts(images))).ends:
+            if reporter.guarded(guard.judge(found, facts(images))).ends:
                 break
         ended = images >= experiment.training.num_images
         if _crossed(experiment.training.checkpoint_every_images, before, images) or ended or stopping:
-            saved.save(facts(images, score=_score(experiment, found), rollbacks=safeguard.rollbacks))
+            saved.save(facts(images, score=_score(experiment.training.keep_best, found), rollbacks=rollback.rollbacks))
             reporter.saved(saved.waited_s, images)
         if stopping and not ended:
             saved.finish()
             return {}
-    watch.finish()
+    guard.finish()
     _average(parts)
     results["aligned"] = parts.measure.aligned(parts.averaged)
     reporter.found("aligned", results["aligned"], parts.trainer.images)
@@ -80,7 +82,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         reporter.found(rival, results[rival], parts.trainer.images)
     saved.finish()
     reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
-    return results | watch.outcome
+    return results | guard.outcome
 
 
 def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
@@ -105,17 +107,16 @@ def _any_rank(flag: bool) -> bool:
     return bool(total)
 
 
-def _score(experiment: Experiment, found: Mapping[str, Any] | None) -> float | None:
+def _score(name: str | None, summary: Mapping[str, Any] | None) -> float | None:
     """Return the number by which the best checkpoint is kept."""
-    name = experiment.training.keep_best
-    if name is None or found is None:
+    if name is None or summary is None:
         return None
-    known = numbers(found)
-    if name not in known:
+    found = numbers(summary)
+    if name not in found:
         raise ValueError(
-            f"training.keep_best = {name!r}: evaluations find {', '.join(sorted(known))}; name one of them"
+            f"training.keep_best = {name!r}: evaluations find {', '.join(sorted(found))}; name one of them"
         )
-    return known[name]
+    return found[name]
 
 
 def _average(parts: Parts) -> None:

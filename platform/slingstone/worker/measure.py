@@ -1,7 +1,7 @@
 """Evaluations inside the Train workers: split over the ranks, the same code during and after training."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import torch.distributed as dist
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from reward_services.client import RewardClient
+from reward_services.protocol import RewardClient
 from slingstone.config import Evaluation
-from slingstone.evaluation.grids import prompt_grid, sample_columns
+from slingstone.evaluation.grids import first_pictures, prompt_grid
 from slingstone.evaluation.protocol import Oracle, Scorer, evaluate, merge
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.sampling import Sampler, one_step_sampler, reference_sampler
@@ -25,7 +25,10 @@ SHORT = 8
 
 @dataclass(frozen=True)
 class Measure:
-    """The evaluation of one run on one rank; results and grid pictures are kept under `directory` by rank 0."""
+    """The evaluation of one run on one rank; rank 0 writes results and grid pictures to `directory`.
+
+    `initial` and `reference` read back what was found before a restart. Those that evaluate are collectives.
+    """
 
     settings: Evaluation
     family: ModelFamily
@@ -35,71 +38,62 @@ class Measure:
     world: int
 
     def initial(self, generator: nn.Module) -> dict[str, Any]:
-        """Evaluate the generator as it was loaded, or read back what was found before a restart; a collective."""
-        return self._known("init") or self._full("init", one_step_sampler(self.family, generator))
+        """Evaluate the generator as it was loaded."""
+        return self._read("init") or self._full("init", one_step_sampler(self.family, generator))
 
     def aligned(self, generator: nn.Module) -> dict[str, Any]:
-        """Evaluate the averaged generator in full; a collective."""
+        """Evaluate the averaged generator in full."""
         return self._full("aligned", one_step_sampler(self.family, generator))
 
     def reference(self, label: str) -> dict[str, Any]:
-        """Evaluate the many-step rival in full, or read back what was found before; a collective."""
+        """Evaluate the many-step rival in full."""
         assert self.settings.reference is not None
         steps, guidance = self.settings.reference.steps, self.settings.reference.guidance
-        return self._known(label) or self._full(label, reference_sampler(self.family, steps, guidance))
+        return self._read(label) or self._full(label, reference_sampler(self.family, steps, guidance))
 
     def initial_short(self, generator: nn.Module) -> dict[str, Any]:
-        """Return what `short` finds of the initial generator, read back if it is known; a collective."""
-        if known := self._known("init_short"):
-            return known
-        found = self.short(generator)
-        if self.rank == 0:
-            self._write("init_short", found)
-        return found
+        """Return what `short` finds of the initial generator."""
+        return self._read("init_short") or self._written("init_short", self.short(generator))
 
     def short(self, generator: nn.Module) -> dict[str, Any]:
-        """Evaluate a one-step generator on a part of the prompts; a collective."""
+        """Evaluate a one-step generator on a part of the prompts."""
         count = max(1, self.settings.num_prompts // SHORT)
         return self._evaluate(one_step_sampler(self.family, generator), self.prompts[:count])
 
-    def grid(self, labels: Mapping[str, str]) -> Image:
-        """Return the prompt grid from the pictures that full evaluations kept; keys are labels, values are titles."""
-        columns = {title: self._kept(label) for label, title in labels.items()}
+    def grid(self, labels: Iterable[str], generators: Mapping[str, nn.Module] | None = None) -> Image:
+        """Return the prompt grid: the pictures of full evaluations by their labels, beside those of generators now."""
+        columns = {}
+        for label in labels:
+            columns[label.replace("_", " ")] = pictures = kept_pictures(self.directory.parent, label)
+            assert pictures is not None
+        for title, generator in (generators or {}).items():
+            columns[title] = self._draw(one_step_sampler(self.family, generator))
         return prompt_grid(columns, self.prompts[: self.settings.grid_prompts])
-
-    def grid_now(self, title: str, generator: nn.Module) -> Image:
-        """Return the prompt grid of a generator beside the initial one."""
-        now = self._columns(one_step_sampler(self.family, generator))
-        return prompt_grid({"init": self._kept("init"), title: now}, self.prompts[: self.settings.grid_prompts])
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompts of a full evaluation."""
-        return read_prompts(self.settings.prompts, self.settings.column)[: self.settings.num_prompts]
+        return held_out(self.settings)
 
-    def _known(self, label: str) -> dict[str, Any]:
+    def _read(self, label: str) -> dict[str, Any]:
         path = self.directory / f"{label}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _written(self, label: str, summary: dict[str, Any]) -> dict[str, Any]:
+        if self.rank == 0:
+            (self.directory / f"{label}.json").write_text(json.dumps(summary, indent=1))
+        return summary
 
     def _full(self, label: str, sampler: Sampler) -> dict[str, Any]:
         summary = self._evaluate(sampler, self.prompts)
         if self.rank == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
-            torch.save((self._columns(sampler) * 255).round().to(torch.uint8), self.directory / f"{label}.pt")
-            self._write(label, summary)
-        return summary
+            torch.save((self._draw(sampler) * 255).round().to(torch.uint8), self.directory / f"{label}.pt")
+        return self._written(label, summary)
 
-    def _write(self, label: str, summary: dict[str, Any]) -> None:
-        (self.directory / f"{label}.json").write_text(json.dumps(summary, indent=1))
-
-    def _columns(self, sampler: Sampler) -> Tensor:
+    def _draw(self, sampler: Sampler) -> Tensor:
         prompts = self.prompts[: self.settings.grid_prompts]
-        return sample_columns({"": sampler}, prompts, self.settings.seed)[""].cpu()
-
-    def _kept(self, label: str) -> Tensor:
-        found = kept_pictures(self.directory.parent, label)
-        assert found is not None
-        return found
+        return first_pictures(sampler, prompts, self.settings.seed).cpu()
 
     def _evaluate(self, sampler: Sampler, prompts: tuple[str, ...]) -> dict[str, Any]:
         settings = self.settings
@@ -119,8 +113,13 @@ class Measure:
         return merge(shards).summary()
 
 
+def held_out(settings: Evaluation) -> tuple[str, ...]:
+    """Return the prompts of the evaluations."""
+    return read_prompts(settings.prompts, settings.column)[: settings.num_prompts]
+
+
 def kept_pictures(run_directory: Path, label: str) -> Tensor | None:
-    """Return the pictures that a run's full evaluation kept for its grid; None if there was none of this label."""
+    """Return the grid's pictures of a run's full evaluation; None if there was none of this label."""
     path = run_directory / "evaluation" / f"{label}.pt"
     return torch.load(path, weights_only=True).float() / 255 if path.is_file() else None
 
@@ -136,9 +135,4 @@ def oracle(name: str | None) -> Oracle | None:
 
 def scorer(client: RewardClient) -> Scorer:
     """Return the scores of a reward as a function that waits for them."""
-
-    def score(images: Tensor, prompts: Any) -> Tensor:
-        scores, _ = client.submit(images, prompts).result()
-        return scores
-
-    return score
+    return lambda images, prompts: client.submit(images, prompts).result()[0]

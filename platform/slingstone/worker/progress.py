@@ -9,13 +9,7 @@ EVERY_S = 4.0
 
 
 class Progress:
-    """Says where training stands: images, speed, rewards, divergence, what the last evaluation found, time left.
-
-    Args:
-        say: takes a line.
-        num_images: where the run ends.
-        clock: seconds; only differences matter.
-    """
+    """Says where training stands: images of all, speed, rewards, divergence, the last evaluation, time left."""
 
     def __init__(
         self, say: Callable[[str], None], num_images: int, clock: Callable[[], float] = time.monotonic
@@ -50,7 +44,8 @@ class Progress:
         bar = "#" * int(share * BAR)
         parts = [f"[{bar:-<{BAR}}] {images}/{self._num_images} images", f"{speed:.1f} images/s"]
         parts += [f"{name[7:]} {value:.4g}" for name, value in metrics.items() if name.startswith("reward/")]
-        parts += [f"divergence {metrics['divergence/distance']:.4g}" for _ in (0,) if "divergence/distance" in metrics]
+        if "divergence/distance" in metrics:
+            parts.append(f"divergence {metrics['divergence/distance']:.4g}")
         parts += [f"{name.replace('caption_', '')} {value:.3f}" for name, value in self._found.items()]
         return "  ".join([*parts, f"ETA {duration(left_s)}"])
 

@@ -35,16 +35,12 @@ class Reporter:
             self._board.hold.remote(ray.util.get_current_placement_group())
         self._experiment = assignment.experiment
         self._directory = Path(assignment.directory)
-        self._run = Run(
-            assignment.mlflow_uri,
-            assignment.mlflow_run_id,
-            journal_of(self._directory, assignment.mlflow_run_id),
-            assignment.experiment.tracking.on_failure,
-        )
-        self._asked: Any = None
-        if not self._quiet and assignment.experiment.tracking.system_metrics:
+        tracking, run_id = self._experiment.tracking, assignment.mlflow_run_id
+        self._run = Run(assignment.mlflow_uri, run_id, journal_of(self._directory, run_id), tracking.on_failure)
+        if not self._quiet and tracking.system_metrics:
             self._run.watch_system()
-        self._progress = Progress(self.say, assignment.experiment.training.num_images)
+        self._progress = Progress(self.say, self._experiment.training.num_images)
+        self._answer: Any = None
 
     def say(self, line: str) -> None:
         """Show a line to the user."""
@@ -61,13 +57,13 @@ class Reporter:
         """Return whether the driver was told to stop, as it answers by the next call: no step waits for that."""
         if self._quiet:
             return False
-        asked = self._asked or self._board.stopping.remote()
-        if not ray.wait([asked], timeout=0)[0]:
-            self._asked = asked
+        if self._answer is None:
+            self._answer = self._board.stopping.remote()
+        if not ray.wait([self._answer], timeout=0)[0]:
             return False
-        self._asked = self._board.stopping.remote()
-        answer: Any = ray.get(asked)
-        return answer
+        stop: Any = ray.get(self._answer)
+        self._answer = self._board.stopping.remote()
+        return stop
 
     def saved(self, waited_s: float, images: int) -> None:
         """Take note of a checkpoint for which training stood still so long."""
@@ -99,14 +95,14 @@ class Reporter:
     def grid(self, measure: Measure, generator: nn.Module, images: int) -> None:
         """Draw the prompt grid of the averaged generator beside the initial one."""
         if not self._quiet:
-            picture = measure.grid_now(f"{images} images", generator)
+            picture = measure.grid(["init"], {f"{images} images": generator})
             self._picture(picture, f"grid_{images:09}.png")
             self._run.picture(picture, "grid", images)
 
     def finish(self, measure: Measure, generator: nn.Module, results: Mapping[str, Any], images: int) -> None:
         """Draw the final grid and export the generator, after so many images, as a pipeline with its model card."""
         if not self._quiet:
-            self._picture(measure.grid({label: label.replace("_", " ") for label in results}), "grid.png")
+            self._picture(measure.grid(results), "grid.png")
             exported = self._directory / "pipeline"
             measure.family.pipeline.save(generator, exported, torch.float32)
             card = model_card(self._experiment, Provenance(images, "ema", sources(), results))

@@ -7,38 +7,46 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reward_services import models
-from reward_services.client import ImageStore, InProcessClient, RewardClient, ServeClient
+from reward_services.client import ImageStore, InProcessClient, ServeClient
 from reward_services.http_client import HttpClient
 from reward_services.prepared import PreparingClient
 from reward_services.preprocess import Preprocess
-from reward_services.protocol import RewardFailedError, RewardUnavailableError
+from reward_services.protocol import RewardClient, RewardFailedError, RewardUnavailableError
 from slingstone.config import Experiment, FixedScale, RewardEntry, Rewards, RunningScale
+from slingstone.plan.work import trained_on
 from slingstone.step.panel import RewardPanel, RewardTerm, Scale, Tolerance
 from slingstone.step.panel import RunningScale as Running
 
 
 def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient]:
-    """Return a client for each reward, in the order of the configuration."""
+    """Return a client for each reward, in the order of the configuration.
+
+    Raises:
+        ValueError: a client is to prepare pictures for a service that does not tell how.
+    """
     store = ImageStore()
 
     def client(entry: RewardEntry) -> RewardClient:
         if rewards.backend == "in_process":
             local = entry.spec.model_copy(update={"device": str(device)})
             return InProcessClient(models.load(local), entry.name)
-        plain = _remote(rewards, entry, store)
+        plain = remote_client(rewards, entry, store)
         if entry.preprocess_at == "service":
             return plain
-        return PreparingClient(_remote(rewards, entry, store, prepared=True), _rule(entry.name, plain))
+        if (rule := plain.describe()["rule"]) is None:
+            field = f"rewards.services.{entry.name}.preprocess_at = 'client'"
+            raise ValueError(f"{field}: the service does not tell its rule; set it to service")
+        return PreparingClient(remote_client(rewards, entry, store, prepared=True), Preprocess(**rule))
 
     return {entry.name: client(entry) for entry in rewards.services}
 
 
-def panel(experiment: Experiment, asked: Mapping[str, RewardClient]) -> RewardPanel:
+def panel(experiment: Experiment, judges: Mapping[str, RewardClient]) -> RewardPanel:
     """Return the rewards that are trained on; held-out ones are only asked by evaluations."""
-    trained_on = [
-        entry for entry in experiment.rewards.services if entry.weight > 0 and experiment.objective.reward_weight > 0
+    terms = [
+        RewardTerm(entry.name, entry.weight, judges[entry.name].submit, _scale(entry))
+        for entry in trained_on(experiment)
     ]
-    terms = [RewardTerm(entry.name, entry.weight, asked[entry.name].submit, _scale(entry)) for entry in trained_on]
     # A request that is refused would be refused again: it is a mistake, and no outage.
     errors = (RewardUnavailableError, RewardFailedError) if experiment.rewards.on_failure == "drop" else ()
     return RewardPanel(terms, Tolerance(errors, experiment.rewards.drops_in_a_row), _sum_over_ranks)
@@ -58,26 +66,12 @@ def _scale(entry: RewardEntry) -> Scale | Running:
     return Scale()
 
 
-def _remote(
+def remote_client(
     rewards: Rewards, entry: RewardEntry, store: ImageStore, prepared: bool = False
 ) -> ServeClient | HttpClient:
+    """Return a client of a service, of this cluster or behind the proxy; `prepared` sends what is resized already."""
     if rewards.backend == "http":
         assert rewards.url is not None
         return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared)
     # Prepared inputs are each reward's own, so there is no copy to share.
     return ServeClient(entry.name, entry.deadline_s, ImageStore() if prepared else store, prepared=prepared)
-
-
-def _rule(name: str, client: ServeClient | HttpClient) -> Preprocess:
-    """Return a reward's preprocessing, as its service tells it.
-
-    Raises:
-        ValueError: it does not.
-    """
-    rule = client.describe()["rule"]
-    if rule is None:
-        remedy = "set it to service"
-        raise ValueError(
-            f"rewards.services.{name}.preprocess_at = 'client': the service does not tell its rule; {remedy}"
-        )
-    return Preprocess(**rule)

@@ -1,41 +1,31 @@
 """Steps that cannot ruin a run: an explosion goes back to the last checkpoint and on with other noise."""
 
 from collections.abc import Callable
-
-import torch
+from dataclasses import dataclass, field
 
 from slingstone.checkpoints.saving import Checkpoints
-from slingstone.checkpoints.state import Facts
-from slingstone.config import Experiment
+from slingstone.config.recovery import ExplodingLoss
 from slingstone.step.trainer import Trainer
 
 
+@dataclass
 class Rollback:
     """Takes the trainer's steps. All ranks see the same norms, and therefore go back together.
 
-    Args:
-        trainer: takes the steps.
-        checkpoints: to go back to.
-        experiment: says what counts as an explosion.
+    Attributes:
+        settings: what counts as an explosion; None never goes back.
         told: is told of each return: what happened, and the images gone back to.
+        rollbacks: how often training went back; part of a checkpoint.
     """
 
-    def __init__(
-        self, trainer: Trainer, checkpoints: Checkpoints, experiment: Experiment, told: Callable[[str, int], None]
-    ) -> None:
-        self._trainer = trainer
-        self._checkpoints = checkpoints
-        self._settings = experiment.recovery.exploding
-        self._seed = experiment.seed
-        self._told = told
-        self._in_a_row = 0
-        self._newest: str | None = None
-        self.rollbacks = 0
-        """How often training went back; part of a checkpoint."""
-
-    def resumed(self, facts: Facts | None) -> None:
-        """Go on from a checkpoint."""
-        self.rollbacks = facts.rollbacks if facts is not None else 0
+    trainer: Trainer
+    checkpoints: Checkpoints
+    settings: ExplodingLoss | None
+    seed: int
+    told: Callable[[str, int], None]
+    rollbacks: int = 0
+    _in_a_row: int = field(default=0, init=False)
+    _newest: str | None = field(default=None, init=False)
 
     def step(self) -> dict[str, float] | None:
         """Take a step and return its metrics, or go back and return None.
@@ -44,33 +34,29 @@ class Rollback:
             FloatingPointError: an explosion that the run does not survive: there is nothing to go back to, or it
                 happened too often.
         """
+        if self.settings is None:
+            return self.trainer.step()
         try:
-            metrics = self._trainer.step()
-            self._judge(metrics)
+            metrics = self.trainer.step()
+            limit = self.settings.grad_norm
+            for name in ("grad_norm/generator", "grad_norm/assistant"):
+                if limit is not None and (norm := metrics.get(name, 0.0)) > limit:
+                    raise FloatingPointError(f"{name} is {norm:.4g}, above recovery.exploding.grad_norm = {limit}")
         except FloatingPointError as error:
-            if self._settings is None:
-                raise
-            self._go_back(error, self._settings.rollbacks)
+            self._go_back(error, self.settings.rollbacks)
             return None
         return metrics
 
-    def _judge(self, metrics: dict[str, float]) -> None:
-        limit = None if self._settings is None else self._settings.grad_norm
-        for name in ("grad_norm/generator", "grad_norm/assistant"):
-            if limit is not None and metrics.get(name, 0.0) > limit:
-                raise FloatingPointError(f"{name} is {metrics[name]:.4g}, above recovery.exploding.grad_norm = {limit}")
-
     def _go_back(self, error: FloatingPointError, limit: int) -> None:
-        newest = self._checkpoints.newest()
+        newest = self.checkpoints.newest()
         self._in_a_row = self._in_a_row + 1 if newest == self._newest else 1
         self._newest = newest
         if newest is None or self._in_a_row > limit:
             reason = "there is no checkpoint yet" if newest is None else f"went back {limit} times already"
             raise FloatingPointError(f"{error}; {reason}") from error
-        facts = self._checkpoints.restore_from(newest)
+        facts = self.checkpoints.restore_from(newest)
         self.rollbacks = max(self.rollbacks, facts.rollbacks) + 1
         # The same noise would explode again.
-        seed = torch.tensor([self._seed, self.rollbacks, facts.images]).mul(torch.tensor([65537, 7919, 104729])).sum()
-        rng = self._trainer.rng
-        rng.manual_seed(int(seed) + int(rng.initial_seed()))
-        self._told(str(error), facts.images)
+        rng = self.trainer.rng
+        rng.manual_seed(self.seed * 65537 + self.rollbacks * 7919 + facts.images * 104729 + rng.initial_seed())
+        self.told(str(error), facts.images)

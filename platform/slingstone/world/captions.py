@@ -36,23 +36,15 @@ class Scene:
     @property
     def caption(self) -> str:
         """The scene in words; `parse` is the inverse."""
-        words = [_with_article(thing) for thing in self.things]
-        subject = words[0] if self.relation is None else f"{words[0]} {self.relation} {words[1]}"
-        return f"{subject} on a {self.background} background"
+        words = [f"{'an' if str(thing)[0] in 'aeiou' else 'a'} {thing}" for thing in self.things]
+        return f" {self.relation} ".join(words) + f" on a {self.background} background"
 
     @property
     def held_out(self) -> bool:
         """Whether some (colour, shape, background) of the scene is kept from all training: one triple in six."""
-        return any(_held_out(thing, self.background) for thing in self.things)
-
-
-def _with_article(thing: Thing) -> str:
-    return f"{'an' if str(thing)[0] in 'aeiou' else 'a'} {thing}"
-
-
-def _held_out(thing: Thing, background: str) -> bool:
-    indices = COLOURS.index(thing.colour), SHAPES.index(thing.shape), BACKGROUNDS.index(background)
-    return (indices[0] + 2 * indices[1] + 3 * indices[2]) % len(COLOURS) == 0
+        background = 3 * BACKGROUNDS.index(self.background)
+        places = [COLOURS.index(thing.colour) + 2 * SHAPES.index(thing.shape) for thing in self.things]
+        return any((place + background) % len(COLOURS) == 0 for place in places)
 
 
 def single_scenes() -> Iterator[Scene]:

@@ -90,21 +90,20 @@ def _offsets(scenes: Sequence[Scene], along: Tensor, across: Tensor) -> Float[Te
 def render(scenes: Sequence[Scene], layout: Layout) -> Float[Tensor, "batch 3 rows columns"]:
     """Return RGB pictures in [0, 1]."""
     pixels = pixel_centres()
-    colour = torch.tensor([PALETTE[scene.background] for scene in scenes])[:, :, None, None]
+    ground = torch.tensor([PALETTE[scene.background] for scene in scenes])[:, :, None, None]
     light = torch.einsum("byxc,bc->byx", (pixels / SIZE - 0.5).expand(len(scenes), -1, -1, -1), 2 * layout.shading)
     for x, y, radius, strength in (stain.unbind(-1) for stain in layout.stains.unbind(1)):
         distance2 = (pixels[..., 0] - x[:, None, None]) ** 2 + (pixels[..., 1] - y[:, None, None]) ** 2
         light = light + strength[:, None, None] * torch.exp(-distance2 / (2 * (radius / 1.5)[:, None, None] ** 2))
-    picture = colour + light[:, None]
+    picture = ground + light[:, None]
     for slot in range(2):
         things = _in_slot(scenes, slot)
         shapes = torch.tensor([SHAPES.index(thing.shape) for thing in things])
         inks = torch.tensor([PALETTE[thing.colour] for thing in things])[:, :, None, None]
         local = pixels - layout.centre[:, slot, None, None, :]
         distance = signed_distance(local, layout.radius[:, slot], shapes)
-        coverage = (0.5 - distance / layout.softness[:, None, None]).clamp(0, 1) * (
-            layout.radius[:, slot, None, None] > 0
-        )
+        coverage = (0.5 - distance / layout.softness[:, None, None]).clamp(0, 1)
+        coverage = coverage * (layout.radius[:, slot, None, None] > 0)
         picture = torch.lerp(picture, inks.expand_as(picture), coverage[:, None])
     return picture.clamp(0, 1)
 

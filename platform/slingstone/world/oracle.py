@@ -11,6 +11,7 @@ models only approximate:
 * composition: exp(-(distance of the things' common centre from the picture's, in pixels / 8)^2).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -21,19 +22,18 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from slingstone.world.captions import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing, parse
+from slingstone.world.captions import BACKGROUNDS, COLOURS, SHAPES, Scene, parse
 from slingstone.world.drawing import PALETTE, SIZE, pixel_centres, signed_distance
 
 _MIN_CONTRAST = 0.22  # chroma distance from the background: things are coloured, stains and shadows are not
 _MIN_AREA = 20  # pixels
 _MIN_OVERLAP = 0.65  # with the best template, intersection over union
 _SIZE_BOUND = 9.2  # half extent in pixels between small and large
-_ATTRIBUTES = ("background", "count", "colour", "shape", "size", "relation")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A thing seen in a picture; lengths in pixels."""
+class SeenThing:
+    """A thing in a picture; lengths in pixels."""
 
     colour: str
     shape: str
@@ -63,9 +63,8 @@ class Oracle:
             ValueError: a prompt is no sentence of the grammar, or the pictures are not 48 x 48.
         """
         if tuple(images.shape[-2:]) != (SIZE, SIZE):
-            raise ValueError(
-                f"images are {tuple(images.shape[-2:])}; the scenes oracle judges {SIZE} x {SIZE} pictures"
-            )
+            size = tuple(images.shape[-2:])
+            raise ValueError(f"images are {size}; the scenes oracle judges {SIZE} x {SIZE} pictures")
         pictures = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
         rows = [_judge(picture, parse(prompt)) for picture, prompt in zip(pictures, prompts, strict=True)]
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in rows[0]}
@@ -83,17 +82,18 @@ def _judge(picture: np.ndarray, scene: Scene) -> dict[str, float]:
         "composition": float(np.exp(-np.sum((centre - SIZE / 2) ** 2) / 64)),
     }
     merit = 0.45 * quality["sharpness"] + 0.35 * quality["cleanliness"] + 0.20 * quality["composition"]
+    holds = float(truth == 1.0)
     return {
         "utility": truth * (0.5 + 0.5 * merit),
-        "caption_accuracy": float(truth == 1.0),
+        "caption_accuracy": holds,
         **quality,
-        **{f"accuracy/{name}": claims[name] for name in _ATTRIBUTES},
-        "accuracy/one_object": float(truth == 1.0) if len(scene.things) == 1 else float("nan"),
-        "accuracy/two_objects": float(truth == 1.0) if len(scene.things) == 2 else float("nan"),
+        **{f"accuracy/{name}": value for name, value in claims.items()},
+        "accuracy/one_object": holds if len(scene.things) == 1 else math.nan,
+        "accuracy/two_objects": holds if len(scene.things) == 2 else math.nan,
     }
 
 
-def look(picture: np.ndarray) -> tuple[str, float, list[Found]]:
+def look(picture: np.ndarray) -> tuple[str, float, list[SeenThing]]:
     """Return the background's name, its RMS deviation from uniform, and the things, largest first.
 
     Args:
@@ -123,7 +123,7 @@ def _chroma(colour: np.ndarray) -> np.ndarray:
 
 def _identify(
     picture: np.ndarray, ground: np.ndarray, region: np.ndarray, others: np.ndarray
-) -> tuple[Found, np.ndarray]:
+) -> tuple[SeenThing, np.ndarray]:
     """Measure one region; also return the pixels that it and its soft outline cover."""
     depth = np.asarray(ndimage.distance_transform_edt(region))
     core = region & (depth >= min(2.0, depth.max()))
@@ -143,7 +143,7 @@ def _identify(
     # cover (1 - cover) integrates to width / 6 across a linear ramp; an outline of n pixel sides is about 0.8 n long
     width = 6 * float((cover * (1 - cover)).sum() / max(0.8 * perimeter, 1.0))
     name = shape if overlap >= _MIN_OVERLAP else "nothing"
-    return Found(_nearest(ink, COLOURS), name, radius, (float(middle[0]), float(middle[1])), width), halo
+    return SeenThing(_nearest(ink, COLOURS), name, radius, (float(middle[0]), float(middle[1])), width), halo
 
 
 def _best_template(cover: np.ndarray, middle: np.ndarray, radius: float) -> tuple[str, float]:
@@ -162,34 +162,27 @@ def _nearest(colour: np.ndarray, names: Sequence[str]) -> str:
     return min(names, key=lambda name: float(np.sum((colour - np.array(PALETTE[name])) ** 2)))
 
 
-def _check(scene: Scene, background: str, found: list[Found]) -> dict[str, float]:
+def _check(scene: Scene, background: str, found: list[SeenThing]) -> dict[str, float]:
     """Return each claim as 1 or 0, averaged over the things; NaN for what the caption leaves open."""
-    claims = {
-        "background": float(background == scene.background),
-        "count": float(len(found) == len(scene.things)),
-    }
+    claims = {"background": float(background == scene.background), "count": float(len(found) == len(scene.things))}
     pairings = [found] if len(scene.things) == 1 else [found[:2], found[:2][::-1]]
     best = max((_match(scene, pairing) for pairing in pairings), key=lambda match: np.nansum(list(match.values())))
     return claims | best
 
 
-def _match(scene: Scene, found: list[Found]) -> dict[str, float]:
+def _match(scene: Scene, found: list[SeenThing]) -> dict[str, float]:
     pairs = list(zip(scene.things, found, strict=False))
     share = 1 / len(scene.things)
     related = scene.relation is not None
     return {
         "colour": share * sum(thing.colour == seen.colour for thing, seen in pairs),
         "shape": share * sum(thing.shape == seen.shape for thing, seen in pairs),
-        "size": float("nan") if related else float(bool(pairs) and _size_holds(*pairs[0])),
-        "relation": float(len(found) == 2 and _relation_holds(scene.relation, *found)) if related else float("nan"),
+        "size": math.nan if related else float(any((a.size == "large") == (b.radius > _SIZE_BOUND) for a, b in pairs)),
+        "relation": float(len(found) == 2 and _relation_holds(scene.relation, *found)) if related else math.nan,
     }
 
 
-def _size_holds(thing: Thing, seen: Found) -> bool:
-    return (thing.size == "large") == (seen.radius > _SIZE_BOUND)
-
-
-def _relation_holds(relation: str | None, first: Found, second: Found) -> bool:
+def _relation_holds(relation: str | None, first: SeenThing, second: SeenThing) -> bool:
     dx, dy = (b - a for a, b in zip(first.centre, second.centre, strict=True))
     along, across = {
         "to the left of": (dx, dy),

@@ -1,13 +1,14 @@
 """Random networks of any size, and a trainer over them: what the benchmarks measure without weights."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from slingstone.config import ATTENTION, Optimizer, Runtime
 from slingstone.engines.engine import build_engine
@@ -28,14 +29,7 @@ TOKENS = 77
 
 @dataclass(frozen=True)
 class Architecture:
-    """A latent diffusion model of a UNet.
-
-    Attributes:
-        unet: arguments of diffusers' `UNet2DConditionModel`.
-        vae: arguments of its `AutoencoderKL`.
-        side: of the latents; pictures are eight times as large.
-        rank: of the adapters.
-    """
+    """Arguments of diffusers' `UNet2DConditionModel` and `AutoencoderKL`, the side of latents, the rank of adapters."""
 
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
@@ -91,7 +85,7 @@ SDXL = Architecture(
 
 
 def sdxl_like(side: int, width: int, depth: int) -> Architecture:
-    """Return SDXL's architecture at a fraction of its width.
+    """Return SDXL's architecture, smaller.
 
     Args:
         side: of the latents; divisible by 4.
@@ -127,9 +121,8 @@ def random_family(
     """Return a family with random weights and conditions, its frozen networks in `dtype` and its decoder in fp32."""
     torch.manual_seed(0)
     schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.9999, 0.005, 1000))
-    unet_kind, vae_kind = _any(UNet2DConditionModel), _any(AutoencoderKL)
     with torch.device(device):
-        unet, vae = unet_kind(**architecture.unet).eval(), vae_kind(**architecture.vae)
+        unet, vae = UNet2DConditionModel(**architecture.unet).eval(), AutoencoderKL(**architecture.vae)
     networks = _three(unet, Adapter(architecture.rank, float(architecture.rank), ATTENTION) if variant.lora else None)
     if variant.checkpointed:
         for module in (*networks, vae):
@@ -151,7 +144,8 @@ def random_family(
 def _three(reference: Any, lora: Adapter | None) -> list[Any]:
     """Return generator, assistant and reference: three whole networks, or one with two adapters."""
     if lora is None:
-        return [copy.deepcopy(reference), copy.deepcopy(reference), reference]
+        copies = [copy.deepcopy(reference), copy.deepcopy(reference)]
+        return [*copies, reference.requires_grad_(False)]  # frozen, as only what is frozen is cast
     reference.requires_grad_(False)
     adapted = [sharing_copy(reference), sharing_copy(reference)]
     for network in adapted:
@@ -174,8 +168,16 @@ def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Run
     generator, assistant = (build_engine(part, adam, runtime, 10.0) for part in parts)
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
     rng = torch.Generator(next(family.reference.parameters()).device).manual_seed(0)
-    panel, prompts = RewardPanel([reward]), _prompts(batch)
-    return Trainer(family, generator, assistant, panel, prompts, settings, rng, generator.named_parameters)
+    return Trainer(
+        family,
+        generator,
+        assistant,
+        RewardPanel([reward]),
+        repeat([""] * batch),
+        settings,
+        rng,
+        generator.named_parameters,
+    )
 
 
 class _Conditions:
@@ -197,19 +199,9 @@ class _Conditions:
             return text | {"pooled": torch.ones(batch, self.pooled), "time_ids": torch.ones(batch, 6)}
 
 
+@dataclass(frozen=True)
 class _Brightness:
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    images: Tensor
 
     def result(self) -> Scored:
         return self.images.mean((1, 2, 3)), torch.full_like(self.images, 1 / self.images[0].numel())
-
-
-def _prompts(batch: int) -> Iterator[list[str]]:
-    while True:
-        yield [""] * batch
-
-
-def _any(kind: type[nn.Module]) -> Any:
-    """Return a diffusers class as one whose constructor's arguments are not declared."""
-    return kind

@@ -4,16 +4,15 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 from diffusers import FluxTransformer2DModel
+from tabulate import tabulate
 from torch import Tensor
 
 from slingstone.config import Runtime
-from slingstone.networks.footprint import LiveBytes
 from slingstone.networks.sampling import one_step_sampler
 from workbench.benchmark.architecture import SD15, SDXL, VARIANTS, Architecture, Variant, random_family, trainer_of
 
@@ -25,16 +24,10 @@ PUBLISHED_PERCENT = 1.88
 MODELS = {"SD1.5, 512 px": SD15, "SDXL, 1024 px": SDXL}
 
 
-@dataclass(frozen=True)
-class Rival:
-    """A FLUX-like transformer that is called once a step.
+class Rival(NamedTuple):
+    """A FLUX-like transformer by arguments of diffusers' `FluxTransformer2DModel`, and what one picture takes of it.
 
-    Attributes:
-        name: for the reader.
-        transformer: arguments of diffusers' `FluxTransformer2DModel`; its defaults are FLUX-dev's 12 billion weights.
-        image_tokens: of one picture; a token is a square of 16 pixels.
-        text_tokens: of a prompt.
-        steps: of one picture.
+    The defaults of diffusers are FLUX-dev's 12 billion weights; a token of an image is a square of 16 pixels.
     """
 
     name: str
@@ -64,17 +57,14 @@ TINY = Rival(
 """To try the measurement itself."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """Seconds of a step, the middle one, and most bytes at a time; `reason` says why there are none."""
+class Step(NamedTuple):
+    """Seconds of a step, the middle one, and the most GiB at a time, which are not counted on a CPU."""
 
-    seconds: float = float("nan")
-    peak: int = 0
-    reason: str = ""
+    seconds: float
+    peak_gib: float | None
 
 
-@dataclass(frozen=True)
-class Race:
+class Race(NamedTuple):
     """Seconds of one picture: one step of a model, and all steps of a rival."""
 
     model: str
@@ -83,39 +73,28 @@ class Race:
     rival_s: float
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured."""
-
-    device: torch.device
-    name: str
-    versions: str
-
-
-def machine(device: torch.device) -> Machine:
-    """Return the name of a device, and the versions that matter."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
-    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, diffusers {diffusers.__version__}"
-    return Machine(device, name, versions)
-
-
-def steps(architecture: Architecture, batch: int, device: torch.device, repeats: int = REPEATS) -> dict[str, Step]:
-    """Return, by variant, what a whole step of assistant and generator takes in bf16; what does not fit says so."""
-    return {name: _step(architecture, batch, variant, device, repeats) for name, variant in VARIANTS.items()}
+def steps(architecture: Architecture, batch: int, device: torch.device, repeats: int) -> dict[str, Step | None]:
+    """Return, by variant, what a whole step of assistant and generator takes in bf16; None if it does not fit."""
+    found: dict[str, Step | None] = {}
+    for name, variant in VARIANTS.items():
+        try:
+            found[name] = _step(architecture, batch, variant, device, repeats)
+        except torch.OutOfMemoryError:
+            found[name] = None
+    return found
 
 
 def _step(architecture: Architecture, batch: int, variant: Variant, device: torch.device, repeats: int) -> Step:
     cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     runtime = Runtime(engine="torch", num_workers=1, precision="bf16", use_gpu=cuda)
-    try:
-        with _Peak(device) as peak:
-            family = random_family(architecture, variant, device, torch.bfloat16)
-            trainer = trainer_of(family, variant.gradient, batch, runtime)
-            trainer.step()
-            seconds = statistics.median(_seconds(trainer.step, device) for _ in range(repeats))
-    except torch.OutOfMemoryError:
-        return Step(reason="does not fit")
-    return Step(seconds, peak.bytes)
+    family = random_family(architecture, variant, device, torch.bfloat16)
+    trainer = trainer_of(family, variant.gradient, batch, runtime)
+    trainer.step()
+    seconds = _seconds(trainer.step, device, repeats)
+    return Step(seconds, torch.cuda.max_memory_allocated(device) / GIB if cuda else None)
 
 
 def race(model: str, architecture: Architecture, rival: Rival, device: torch.device) -> Race:
@@ -123,11 +102,11 @@ def race(model: str, architecture: Architecture, rival: Rival, device: torch.dev
     family = random_family(architecture, VARIANTS["LoRA, recomputed, checkpointed"], device, torch.bfloat16)
     sample = one_step_sampler(family, family.generator)
     sample([""], [0])
-    own = statistics.median(_seconds(lambda: sample([""], [1]), device) for _ in range(REPEATS))
+    own = _seconds(lambda: sample([""], [1]), device, REPEATS)
     del family, sample
     denoise = _denoiser(rival, device)
     denoise()
-    return Race(model, own, rival, statistics.median(_seconds(denoise, device) for _ in range(2)))
+    return Race(model, own, rival, _seconds(denoise, device, 2))
 
 
 def _denoiser(rival: Rival, device: torch.device) -> Callable[[], Tensor]:
@@ -167,63 +146,40 @@ def _denoiser(rival: Rival, device: torch.device) -> Callable[[], Tensor]:
     return denoise
 
 
-def report(where: Machine, found: Mapping[str, Mapping[str, Step]], batch: int, race: Race, command: str) -> str:
+def report(
+    device: torch.device, found: Mapping[str, Mapping[str, Step | None]], batch: int, race: Race, command: str
+) -> str:
     """Return the measurement as a part of docs/benchmarks.md."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, diffusers {diffusers.__version__}"
     rows = [
-        f"| {model} | {variant} | {step.reason or f'{step.seconds:.2f}'} | "
-        f"{'' if step.reason else f'{step.peak / GIB:.1f}'} |"
+        [model, variant, *(("does not fit", "") if step is None else (f"{step.seconds:.2f}", _gib(step)))]
         for model, variants in found.items()
         for variant, step in variants.items()
     ]
-    return "\n".join(
-        [
-            f"    {command}",
-            "",
-            f"{where.name}; {where.versions}; bf16, plain torch engine, pictures a step: {batch}, random weights.",
-            "",
-            "| model | step | seconds | peak GiB |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            f"One picture of {race.model} in one step, decoded: {race.own_s:.3f} s. {race.rival.steps} steps of",
-            f"{race.rival.name}, not decoded: {race.rival_s:.3f} s. That is {100 * race.own_s / race.rival_s:.2f} %;",
-            f"the paper's authors have {PUBLISHED_PERCENT} % for SDXL and FLUX-dev.",
-        ]
-    )
+    headings = ["model", "step", "seconds", "peak GiB"]
+    return f"""    {command}
+
+{where}; {versions}; bf16, plain torch engine, pictures a step: {batch}, random weights.
+
+{tabulate(rows, headings, "pipe", disable_numparse=True, stralign=None)}
+
+One picture of {race.model} in one step, decoded: {race.own_s:.3f} s. {race.rival.steps} steps of
+{race.rival.name}, not decoded: {race.rival_s:.3f} s. That is {100 * race.own_s / race.rival_s:.2f} %;
+the paper's authors have {PUBLISHED_PERCENT} % for SDXL and FLUX-dev."""
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
+def _gib(step: Step) -> str:
+    return "" if step.peak_gib is None else f"{step.peak_gib:.1f}"
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class _Peak:
-    """The most bytes at a time inside it: the allocator's on a GPU, those of tensors on a CPU."""
-
-    bytes = 0
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.live = device, None if device.type == "cuda" else LiveBytes(device.type)
-
-    def __enter__(self) -> "_Peak":
-        if self.live is not None:
-            self.live.__enter__()
-        else:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.live is not None:
-            self.live.__exit__(*error)
-            self.bytes = self.live.peak
-        else:
-            self.bytes = torch.cuda.max_memory_allocated(self.device)
+def _seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Return the median time of some calls."""
+    taken, wait = [], torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)

@@ -4,6 +4,8 @@ Bytes are those of tensors: every operation's results, from when they are made u
 (`networks.footprint.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
 """
 
+from tabulate import tabulate
+
 from slingstone.networks.footprint import LiveBytes
 from workbench.benchmark.architecture import VARIANTS, Architecture, Variant, random_family, trainer_of
 
@@ -19,11 +21,16 @@ def measure(architecture: Architecture, batch: int) -> dict[str, dict[str, int]]
 def table(found: dict[str, dict[str, int]]) -> str:
     """Return the measurement as lines, with each number as a ratio of the first line's."""
     first = next(iter(found.values()))
-    lines = [f"{'':<32}{'resting MiB':>12}{'ratio':>8}{'peak MiB':>12}{'ratio':>8}{'together':>10}"]
-    for name, value in found.items():
-        cells = "".join(f"{value[part] / 2**20:>12.1f}{value[part] / first[part]:>8.3f}" for part in PARTS)
-        lines.append(f"{name:<32}{cells}{sum(value.values()) / sum(first.values()):>10.3f}")
-    return "\n".join(lines)
+    rows = [
+        [
+            name,
+            *(f"{x}" for part in PARTS for x in (f"{value[part] / 2**20:.1f}", f"{value[part] / first[part]:.3f}")),
+            f"{sum(value.values()) / sum(first.values()):.3f}",
+        ]
+        for name, value in found.items()
+    ]
+    headings = ["", "resting MiB", "ratio", "peak MiB", "ratio", "together"]
+    return tabulate(rows, headings, "plain", disable_numparse=True, colalign=["left", *["right"] * 5])
 
 
 def _peak(architecture: Architecture, batch: int, variant: Variant) -> dict[str, int]:

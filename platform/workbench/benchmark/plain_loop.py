@@ -5,14 +5,13 @@ engine, service, checkpoint or tracking, no guard against samples that are not f
 backpropagation. It draws the same random numbers, so its losses are the job's. It decodes once and keeps the graph, as
 the job does where `objective.gradient` is `direct`.
 
-As a program, `python -m slingstone.runtime.benchmark.plain RUN.yaml`, it reads numbers of steps from its standard input
-and answers each with the seconds that they took.
+As a program, `python -m workbench.benchmark.plain_loop RUN.yaml`, it reads numbers of steps from its standard input and
+answers each with the seconds that they took.
 """
 
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +35,7 @@ class _Descent:
     def __init__(self, network: nn.Module, optimizer: Optimizer, max_grad_norm: float) -> None:
         kind = torch.optim.AdamW if optimizer.kind == "adamw" else torch.optim.Adam
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self._optimizer = kind(
-            self._weights,
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-        )
+        self._optimizer = kind(self._weights, **optimizer.model_dump(exclude={"kind", "warmup_steps"}))
         steps = max(1, optimizer.warmup_steps)
         self._warmup = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: min(1.0, (step + 1) / steps))
         self._max_grad_norm = max_grad_norm
@@ -82,7 +75,8 @@ class PlainLoop:
     def warm_up(self) -> None:
         """Embed every prompt once: all sides remember them, so none must be charged for the first time."""
         grey = torch.full_like(self.family.decoder.decode(self._noise()), 0.5)
-        for prompts in batches(self._all_prompts, len(grey)):
+        for start in range(0, len(self._all_prompts), len(grey)):
+            prompts = self._all_prompts[start : start + len(grey)]
             self.family.text_encoder.encode(prompts)
             for _, model in self.rewards:
                 model.score(grey[: len(prompts)], prompts)
@@ -133,11 +127,6 @@ class PlainLoop:
     def _timesteps(self, span: Timesteps) -> Tensor:
         shape = (self.settings.batch_size,)
         return torch.randint(span.low, span.high + 1, shape, generator=self._rng, device=self._rng.device)
-
-
-def batches(prompts: Sequence[str], size: int) -> Iterable[Sequence[str]]:
-    """Return consecutive parts of at most `size` prompts."""
-    return (list(prompts[start : start + size]) for start in range(0, len(prompts), size))
 
 
 def main(path: str) -> None:

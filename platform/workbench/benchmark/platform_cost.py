@@ -11,11 +11,12 @@ from typing import Any
 import ray
 
 from slingstone import tracking
-from slingstone.config import Experiment, to_yaml
+from slingstone.config import Data, Experiment, to_yaml
 from slingstone.driver import cluster, launch, preflight, rewards
 from slingstone.driver.board import open_board
 from slingstone.prompts.files import read_prompts
 from slingstone.worker.assignment import Assignment
+from workbench import late_reward
 from workbench.benchmark.statistics import ARMS, Block, Plan, summarise, table
 
 LATENCY_S = 0.15
@@ -35,7 +36,7 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
         experiment: with absolute paths, see `preflight.prepare`.
         rounds: blocks of each arm, after one that is not counted.
         steps: of a block; together they should take longer than the tracking's flush interval.
-        say: shows a line to the user.
+        say: shows a line.
 
     Raises:
         ValueError: what the user can mend.
@@ -48,7 +49,7 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
     directory.mkdir(parents=True)
     prompts = read_prompts(experiment.data.prompts, experiment.data.column)[:PROMPTS]
     (directory / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-    data = experiment.data.model_copy(update={"prompts": str(directory / "prompts.txt"), "column": None})
+    data = Data(prompts=str(directory / "prompts.txt"))
     experiment = experiment.model_copy(update={"data": data})
     (directory / "run.yaml").write_text(to_yaml(experiment))
     if not ray.is_initialized():
@@ -60,8 +61,7 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
     summary |= {"cpus": cpus, "threads": threads, "batch_size": batch, "rounds": rounds, "steps_per_block": steps}
     path = Path(experiment.storage) / "summary.json"
     path.write_text(json.dumps(summary, indent=1))
-    say("")
-    say(table(summary))
+    say(f"\n{table(summary)}")
     say(
         f"\nmedian and quartiles of {rounds} rounds of {steps} steps of {batch} images; threads in either trainer:"
         f" {threads}, CPUs: {cpus};\nthe job's rewards run beside its trainer, the plain loop computes them itself"
@@ -73,13 +73,13 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
 def alone(experiment: Experiment, rounds: int, steps: int) -> tuple[Experiment, Plan]:
     """Return the run as one of its workers sees it, with a late copy of its first reward.
 
-    A service sleeps before each of the passes that a batch takes, so the latency is divided among them.
+    The late one waits before each of the passes that a batch takes, so the latency is divided among them.
     """
     training, services = experiment.training, experiment.rewards.services
     batch = training.batch_size // experiment.runtime.num_workers
     first = next(entry for entry in services if entry.weight > 0)
     latency_s = LATENCY_S / math.ceil(batch / first.max_batch_images)
-    late = first.model_copy(update={"name": f"{first.name}-late", "weight": 0.0, "simulated_latency_s": latency_s})
+    late = late_reward.late(first.model_copy(update={"name": f"{first.name}-late", "weight": 0.0}), latency_s)
     trained_on = tuple(entry for entry in services if entry.weight > 0)
     num_images = batch * steps * (rounds + 1) * len(ARMS)
     updates = {
@@ -105,16 +105,13 @@ def _check(experiment: Experiment, rounds: int, steps: int) -> None:
 
 
 def _measure(experiment: Experiment, directory: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, list[Block]]:
-    def news(line: str) -> None:
-        if not line.startswith("["):  # the job's progress bar is paid for, but says nothing here
-            say(line)
-
     with rewards.running(experiment.rewards):
         uri = tracking.tracking_uri(experiment)
         tracked = tracking.open_run(experiment, uri, directory)
         status = "FAILED"
         try:
-            with open_board(news) as board:
+            # The job's progress bar is paid for, but says nothing here.
+            with open_board(lambda line: None if line.startswith("[") else say(line)) as board:
                 assignment = Assignment(experiment, str(directory), uri, tracked.run_id, board)
                 blocks = launch.fit(experiment, _rank, {"assignment": assignment, "plan": plan}, directory)
             status = "FINISHED"

@@ -3,8 +3,8 @@
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from slingstone.worker.assignment import Assignment
 from slingstone.worker.loop import mean_over_ranks
 from slingstone.worker.reporter import Reporter
 from slingstone.worker.rewards import clients
-from workbench.benchmark.plain_loop import batches
 from workbench.benchmark.statistics import ARMS, IN_PROCESS, JOB, LATE, PLAIN, QUICK, Block, Plan
 
 
@@ -30,7 +29,7 @@ def measure(assignment: Assignment, plan: Plan) -> dict[str, list[Block]]:
     torch.set_num_threads(experiment.runtime.threads_per_worker)
     device = ray.train.torch.get_device()
     reporter = Reporter(assignment, rank=0)
-    with _PlainProcess(Path(assignment.directory)) as plain:
+    with _plain_process(Path(assignment.directory)) as plain_seconds:
         parts = assemble(assignment, 0, 1, device)
         arms = _arms(experiment, parts, plan.late, device)
         _warm_up(experiment, parts, arms)
@@ -40,7 +39,7 @@ def measure(assignment: Assignment, plan: Plan) -> dict[str, list[Block]]:
             # There and back again, so that no arm always runs first or always after the same neighbour.
             for arm in list(ARMS) if number % 2 else reversed(ARMS):
                 if arm == PLAIN:
-                    block = Block(plain.seconds(plan.steps) / plan.steps)
+                    block = Block(plain_seconds(plan.steps) / plan.steps)
                 else:
                     block = _block(parts, reporter, arms[arm], plan.steps)
                 if number:
@@ -48,33 +47,31 @@ def measure(assignment: Assignment, plan: Plan) -> dict[str, list[Block]]:
     return blocks
 
 
-class _PlainProcess(AbstractContextManager["_PlainProcess"]):
-    """The plain loop in a process that has never met Ray or DeepSpeed; a child, so it has our threads and priority."""
+@contextmanager
+def _plain_process(directory: Path) -> Iterator[Callable[[int], float]]:
+    """Yield what lets a plain loop take so many steps and returns their seconds.
 
-    def __init__(self, directory: Path) -> None:
-        self._log = directory / "plain.log"
-        command = [sys.executable, "-m", "workbench.benchmark.plain_loop", str(directory / "run.yaml")]
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
+    It has a process of its own, which has never met Ray or DeepSpeed; a child, so it has our threads and priority.
+    """
+    log = directory / "plain.log"
+    command = [sys.executable, "-m", "workbench.benchmark.plain_loop", str(directory / "run.yaml")]
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
 
-    def seconds(self, steps: int) -> float:
-        """Let it take so many steps; return how long they took."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def seconds(steps: int) -> float:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            print(steps, file=self._process.stdin, flush=True)
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            raise RuntimeError(f"the plain loop ended early; see {self._log}")
-        return float(answer)
+            print(steps, file=process.stdin, flush=True)
+            return float(process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            raise RuntimeError(f"the plain loop ended early; see {log}") from None
 
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+    try:
+        yield seconds
+    finally:
+        process.kill()
+        process.wait()
 
 
 @dataclass
@@ -118,7 +115,9 @@ def _warm_up(experiment: Experiment, parts: Parts, arms: dict[str, list[RewardTe
     with torch.no_grad():
         noise = torch.zeros(size, *family.latent_shape, device=parts.trainer.rng.device)
         grey = torch.full_like(family.decoder.decode(noise), 0.5)
-    for prompts in batches(read_prompts(experiment.data.prompts, experiment.data.column), size):
+    every = read_prompts(experiment.data.prompts, experiment.data.column)
+    for start in range(0, len(every), size):
+        prompts = every[start : start + size]
         family.text_encoder.encode(prompts)
         for term in (*arms[JOB], *arms[IN_PROCESS], *arms[LATE]):
             term.submit(grey[: len(prompts)], prompts).result()

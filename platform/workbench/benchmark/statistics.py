@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tabulate import tabulate
+
 PLAIN, JOB, IN_PROCESS, QUICK, LATE = "plain", "job", "in_process", "one_reward", "one_reward_late"
 ARMS = {
     PLAIN: "plain PyTorch loop",
@@ -23,13 +25,7 @@ NOISY_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
-
-    Attributes:
-        rounds: in each, every arm takes one block; a first round, which warms up, is not counted.
-        steps: of a block.
-        late: name of the service that is the run's first reward with a latency.
-    """
+    """How much is measured: rounds of a block of every arm, after one that warms up; `late` names the late reward."""
 
     rounds: int
     steps: int
@@ -38,12 +34,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Block:
-    """A few consecutive steps of one arm.
+    """A few consecutive steps of one arm: what one of them took.
 
-    Attributes:
-        seconds: a step, everything that the block did divided by its steps.
-        covered_s: how long a step computed between asking for its first reward and waiting for it.
-        waited_s: how long a step then waited for its rewards.
+    It computed for `covered_s` between asking for its first reward and waiting for it, then waited for `waited_s`.
     """
 
     seconds: float
@@ -90,14 +83,15 @@ def hidden_share(blocks: Blocks, latency_s: float) -> Spread:
 
 def summarise(blocks: Blocks, latency_s: float) -> dict[str, Any]:
     """Return what summary.json holds."""
+    served = (JOB, QUICK, LATE)
     return {
         "seconds_per_step": {arm: asdict(spread([block.seconds for block in found])) for arm, found in blocks.items()},
         "platform_tax": asdict(tax(blocks, JOB)),
         "platform_tax_rewards_in_process": asdict(tax(blocks, IN_PROCESS)),
         "latency_s": latency_s,
         "hidden_share": asdict(hidden_share(blocks, latency_s)),
-        "covered_s": {arm: _median(block.covered_s for block in blocks[arm]) for arm in (JOB, QUICK, LATE)},
-        "waited_s": {arm: _median(block.waited_s for block in blocks[arm]) for arm in (JOB, QUICK, LATE)},
+        "covered_s": {arm: statistics.median(block.covered_s for block in blocks[arm]) for arm in served},
+        "waited_s": {arm: statistics.median(block.waited_s for block in blocks[arm]) for arm in served},
         "blocks": {arm: [asdict(block) for block in found] for arm, found in blocks.items()},
     }
 
@@ -105,21 +99,20 @@ def summarise(blocks: Blocks, latency_s: float) -> dict[str, Any]:
 def table(summary: Mapping[str, Any]) -> str:
     """Return the summary as a few lines: seconds a step of each arm, then the two numbers that are wanted."""
     latency_ms = 1000 * summary["latency_s"]
-    lines = [f"{'':38}  s/step  quartiles"]
-    for arm, found in summary["seconds_per_step"].items():
-        title = f"{ARMS[arm]}, {latency_ms:.0f} ms" if arm == LATE else ARMS[arm]
-        lines.append(f"{title:38}  {found['median']:6.3f}  {found['low']:.3f} .. {found['high']:.3f}")
-    cost, local, hidden = (
-        summary[name] for name in ("platform_tax", "platform_tax_rewards_in_process", "hidden_share")
-    )
+    rows = [
+        [f"{ARMS[arm]}, {latency_ms:.0f} ms" if arm == LATE else ARMS[arm], *found.values()]
+        for arm, found in summary["seconds_per_step"].items()
+    ]
+    cost, local, hidden = (summary[key] for key in ("platform_tax", "platform_tax_rewards_in_process", "hidden_share"))
+    cheap, hides = cost["median"] <= WANTED_TAX, hidden["median"] >= WANTED_HIDDEN_SHARE
     covered, waited = (1000 * summary[name][LATE] for name in ("covered_s", "waited_s"))
-    lines += [
+    lines = [
+        tabulate(rows, ["", "s/step", "quartiles", ""], "simple", floatfmt=".3f"),
         "",
-        f"platform tax      {_range(cost, '.3f')}   wanted <= {WANTED_TAX:.2f}:"
-        f" {_verdict(cost['median'] <= WANTED_TAX)}",
+        f"platform tax      {_range(cost, '.3f')}   wanted <= {WANTED_TAX:.2f}: {'reached' if cheap else 'missed'}",
         f"  in one process  {_range(local, '.3f')}   the same work on the same core: nothing runs beside the trainer",
         f"latency hidden    {_range(hidden, '.0%')}   wanted >= {WANTED_HIDDEN_SHARE:.0%}:"
-        f" {_verdict(hidden['median'] >= WANTED_HIDDEN_SHARE)}",
+        f" {'reached' if hides else 'missed'}",
         f"  {covered:.0f} ms of score networks between asking and awaiting, then a wait of {waited:.0f} ms",
     ]
     if covered < latency_ms:
@@ -131,11 +124,3 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _range(found: Mapping[str, float], form: str) -> str:
     return f"{found['median']:{form}}  [{found['low']:{form}} .. {found['high']:{form}}]"
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "missed"
-
-
-def _median(values: Any) -> float:
-    return float(statistics.median(values))

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from slingstone.evaluation.grids import prompt_grid
+from slingstone.prompts.files import read_prompts
 from slingstone.worker.measure import kept_pictures
+from workbench.claims.plan import Study
 from workbench.claims.results import TRAINED, Results
-from workbench.claims.settings import Study
 
 COLUMNS = 7
 """Most generators on a sheet."""
@@ -33,9 +34,9 @@ def _numbers(results: Results, study: Study, path: Path) -> Path | None:
     FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         _panel(results, study, groups, metric, axes)
-        start = results.other(study, "init")
-        if metric in start and TRAINED in start:
-            axes.plot([start[TRAINED].mean], [start[metric].mean], "k*", markersize=10, label="init")
+        start = [results.mean(results.cells(study), name, "init") for name in (TRAINED, metric)]
+        if start[0] and start[1]:
+            axes.plot([start[0].mean], [start[1].mean], "k*", markersize=10, label="init")
         axes.set_xlabel(TRAINED)
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
@@ -70,13 +71,12 @@ def _sheet(results: Results, study: Study, directory: Path) -> Path | None:
     columns: dict[str, torch.Tensor] = {}
     prompts: tuple[str, ...] = ()
     for name, cell in list(last.items())[:COLUMNS]:
-        found = kept_pictures(results.plan.run_directory(cell.run), "aligned")
-        start = kept_pictures(results.plan.run_directory(cell.run), "init")
-        if found is not None and start is not None:
+        directory_of_run, settings = results.plan.run_directory(cell.run), results.plan.runs[cell.run].evaluation
+        start, found = (kept_pictures(directory_of_run, label) for label in ("init", "aligned"))
+        if start is not None and found is not None:
             count = min(results.plan.claims.sheet_prompts, len(found))
-            columns = columns or {"init": start[:count]}
-            columns[name] = found[:count]
-            prompts = results.prompts(cell.run)[:count]
+            columns = (columns or {"init": start[:count]}) | {name: found[:count]}
+            prompts = read_prompts(settings.prompts, settings.column)[:count]
     if not columns:
         return None
     path = directory / f"{study.name}-pictures.png"

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from slingstone.tracking.provenance import git_commit
-from workbench.claims.matching import BySeed, Mean, differences, matched, mean_of, targets
-from workbench.claims.results import TRAINED, Results
-from workbench.claims.settings import Study
+from workbench.claims.plan import Study
+from workbench.claims.results import TRAINED, BySeed, Mean, Results, differences, matched, mean_of, targets
 
 PAIRED = (
     "Differences, seed by seed (a seed has the same prompts and noise in all arms, in training and evaluation; what "
@@ -15,13 +16,7 @@ PAIRED = (
 
 
 def markdown(results: Results, command: str, pictures: dict[str, list[Path]]) -> str:
-    """Return the document.
-
-    Args:
-        results: what is known so far.
-        command: how it was made.
-        pictures: of each study, as paths from the document.
-    """
+    """Return what is known so far, the command that found it, and the pictures of each study by paths from here."""
     claims, plan = results.plan.claims, results.plan
     done, seeds = len(results.found), ", ".join(map(str, claims.seeds))
     parts = [
@@ -39,35 +34,32 @@ def markdown(results: Results, command: str, pictures: dict[str, list[Path]]) ->
         parts += [f"![{study.title}]({path.as_posix()})" for path in pictures.get(study.name, [])]
         parts += [study.discussion] * bool(study.discussion)
     if results.failed:
-        rows = [["run", "reason"], *([name, reason.replace("|", "/")] for name, reason in results.failed.items())]
-        parts += ["## Runs that failed", table(rows)]
+        rows = [[name, reason.replace("|", "/")] for name, reason in results.failed.items()]
+        parts += ["## Runs that failed", table(["run", "reason"], rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _study(results: Results, study: Study) -> Iterator[str]:
-    yield table([["", *results.metrics, "seeds"], *_rows(results, study)])
+    groups, metrics = results.groups(study), results.metrics
+    rows = [["init", *(cell(results.mean(results.cells(study), metric, "init")) for metric in metrics), ""]]
+    for name, cells in groups.items():
+        done = sum(one.run in results.found for one in cells)
+        rows.append([name, *(cell(results.mean(cells, metric)) for metric in metrics), str(done)])
+    yield table(["", *metrics, "seeds"], rows)
     if study.matched:
         yield from _matched(results, study)
-    elif len(groups := results.groups(study)) > 1:
-        found = [{name: results.by_seed(cells, metric) for name, cells in groups.items()} for metric in results.metrics]
+    else:
+        found = [{name: results.by_seed(cells, metric) for name, cells in groups.items()} for metric in metrics]
         if rows := list(_differences(found)):
             yield PAIRED
-            yield table([["", *results.metrics], *rows])
+            yield table(["", *metrics], rows)
     if rivals := results.rivals(study):
-        names = [*results.metrics, "network_evaluations", "seconds_per_image"]
-        rows = [["", *names]]
-        for name in ("init", "aligned", *rivals):
-            found = results.other(study, name)
-            rows.append([name.replace("_", " "), *(cell(found.get(metric)) for metric in names)])
-        yield table(rows)
-
-
-def _rows(results: Results, study: Study) -> Iterator[list[str]]:
-    start = results.other(study, "init")
-    yield ["init", *(cell(start.get(metric)) for metric in results.metrics), ""]
-    for name, cells in results.groups(study).items():
-        known = sum(one.run in results.found for one in cells)
-        yield [name, *(cell(results.mean(cells, metric)) for metric in results.metrics), str(known)]
+        names = [*metrics, "network_evaluations", "seconds_per_image"]
+        rows = [
+            [rival.replace("_", " "), *(cell(results.mean(results.cells(study), name, rival)) for name in names)]
+            for rival in ("init", "aligned", *rivals)
+        ]
+        yield table(["", *names], rows)
 
 
 def _matched(results: Results, study: Study) -> Iterator[str]:
@@ -82,15 +74,15 @@ def _matched(results: Results, study: Study) -> Iterator[str]:
         "At equal trained reward, linear between the weights that were tried, each seed for itself; the levels lie at "
         "one third, two thirds and the end of the range that all arms and seeds reach:"
     )
-    rows, paired = [["trained reward", "arm", *metrics]], [["trained reward", "", *metrics]]
+    rows, paired = [], []
     for level in levels:
         found = [matched(arms, level) for arms in curves]
         rows += [[f"{level:.4g}", arm, *(cell(mean_of(column[arm].values())) for column in found)] for arm in trained]
         paired += [[f"{level:.4g}", *row] for row in _differences(found)]
-    yield table(rows)
-    if len(trained) > 1:
+    yield table(["trained reward", "arm", *metrics], rows)
+    if paired:
         yield PAIRED
-        yield table(paired)
+        yield table(["trained reward", "", *metrics], paired)
 
 
 def _differences(columns: Sequence[Mapping[str, BySeed]]) -> Iterator[list[str]]:
@@ -115,7 +107,6 @@ def cell(mean: Mean | None) -> str:
     return f"{mean.mean:.4g}" + ("" if mean.error is None else f" ± {mean.error:.2g}")
 
 
-def table(rows: list[list[str]]) -> str:
-    """Return rows, the first of headings, as Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Return rows as Markdown."""
+    return tabulate(rows, headings, "pipe", disable_numparse=True, stralign=None)

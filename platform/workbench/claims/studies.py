@@ -5,18 +5,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
 from slingstone import tracking
-from slingstone.config import Experiment, flatten
+from slingstone.config import Experiment, flatten, to_yaml
 from slingstone.driver import cluster, launch, preflight, rewards
-from slingstone.driver.board import open_board
 from slingstone.worker.progress import duration
 from workbench.claims import charts, document, results
-from workbench.claims.cells import Plan
+from workbench.claims.plan import Plan
 
 DRIVER_MEMORY = 256 * 2**20
 """What a run's own process reserves, in bytes: it waits for its workers, and must take none of their CPUs."""
@@ -29,7 +27,8 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
         ValueError: what the user can mend, before any run starts.
         KeyboardInterrupt: the user stopped it; the same command goes on.
     """
-    plan.begin()
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    (plan.directory / "claims.yaml").write_text(to_yaml(plan.claims))
     left = [name for name in plan.runs if not (plan.run_directory(name) / "summary.json").is_file()]
     say(f"{len(plan.runs)} runs, {len(plan.runs) - len(left)} of them known")
     failed: dict[str, str] = {}
@@ -39,8 +38,8 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
         parent = _parent(plan)
         status = "FAILED"
         try:
-            with rewards.running(plan.runs[left[0]].rewards), open_board(say) as board:
-                _work(plan, left, parent.run_id, board, command, failed, say)
+            with rewards.running(plan.runs[left[0]].rewards):
+                _work(plan, left, parent.run_id, command, failed, say)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
@@ -67,20 +66,13 @@ def write(plan: Plan, command: str, failed: dict[str, str]) -> Path:
 
 
 def _work(
-    plan: Plan,
-    left: list[str],
-    parent: str,
-    board: Any,
-    command: str,
-    failed: dict[str, str],
-    say: Callable[[str], None],
+    plan: Plan, left: list[str], parent: str, command: str, failed: dict[str, str], say: Callable[[str], None]
 ) -> None:
     """Keep as many runs going as the cluster holds; what fails is noted, and the others go on."""
     task = ray.remote(num_cpus=0, memory=DRIVER_MEMORY, max_retries=0)(_run)
-    concurrent = _concurrency(plan, left)
-    waiting, busy, start, done = list(left), {}, time.monotonic(), 0
+    concurrent, waiting, busy, start = _concurrency(plan, left), list(left), {}, time.monotonic()
     try:
-        while waiting or busy:
+        for done in range(1, len(left) + 1):
             while waiting and len(busy) < concurrent:
                 name = waiting.pop(0)
                 busy[task.remote(plan.runs[name], parent)] = name
@@ -90,7 +82,6 @@ def _work(
                 ray.get(finished)
             except RayTaskError as error:
                 failed[name] = " ".join(str(error.cause).split("\n  traceback:")[0].split()) or type(error).__name__
-            done += 1
             left_s = (time.monotonic() - start) / done * (len(left) - done)
             outcome = f"failed: {failed[name]}" if name in failed else "done"
             say(f"[{done}/{len(left)}] {name} {outcome}  ETA {duration(left_s)}")

@@ -7,13 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from PIL import Image
 from ray import serve
+from torch import Tensor
 
+from reward_services.client import ServeClient
+from reward_services.deployment import build
 from reward_services.spec import RewardKind, RewardSpec
 from reward_services.upstream.environment import prepare
 from workbench.parity.compare import Comparison, compare
-from workbench.parity.served import judge
-from workbench.parity.tiny import write_checkpoints, write_pictures
+from workbench.parity.pictures import as_tensor, record, write_pictures
+from workbench.parity.tiny import write_checkpoints
 
 PACKAGES: dict[RewardKind, str] = {
     "imagereward": "imagereward",
@@ -46,28 +50,36 @@ def by_package(root: Path) -> Iterator[tuple[Comparison, Path]]:
         yield compare(kind, checkpoints, pictures, result), result
 
 
-def by_service(root: Path, *, prepared: bool = True) -> Iterator[Comparison]:
-    """Yield each comparison of the native reward, in process, with `backend: upstream`, deployed on Ray Serve.
-
-    Args:
-        root: holds, or shall hold, the packages' environments.
-        prepared: whether replicas run in those; otherwise Ray's pip installs the same pins when the first one starts.
-    """
+def by_service(root: Path) -> Iterator[Comparison]:
+    """Yield each comparison of the native reward, in process, with `backend: upstream`, deployed on Ray Serve."""
     checkpoints, pictures, results = write_files(root / "served")
     for kind in SERVED:
         result = results / f"{kind}.safetensors"
-        if prepared:
-            prepare(PACKAGES[kind], root / PACKAGES[kind])
-        environment = str(root / PACKAGES[kind]) if prepared else None
+        prepare(PACKAGES[kind], root / PACKAGES[kind])
         spec = RewardSpec(
             name=f"{kind}-upstream",
             model=kind,
             checkpoint=str(checkpoints / kind),
             backend="upstream",
-            upstream_environment=environment,
+            upstream_environment=str(root / PACKAGES[kind]),
         )
-        judge(spec, pictures, result)
+        _serve(spec, pictures, result)
         yield compare(kind, checkpoints, pictures, result)
+
+
+def _serve(spec: RewardSpec, pictures: Path, result: Path) -> None:
+    """Deploy a reward on the Ray cluster of this process, have it judge every picture, and delete it."""
+    serve.run(build(spec), name=spec.app_name, route_prefix=None)
+    try:
+        client = ServeClient(spec.name, deadline_s=300.0)
+
+        def judge(prompt: str, path: Path) -> tuple[float, Tensor]:
+            scores, gradient = client.submit(as_tensor(Image.open(path)), [prompt]).result()
+            return scores.item(), gradient
+
+        record(judge, pictures, result, client.describe()["versions"])
+    finally:
+        serve.delete(spec.app_name)
 
 
 @contextmanager
@@ -80,18 +92,3 @@ def local_cluster() -> Iterator[None]:
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def original_hpsv2(root: Path) -> str:
-    """Return how far the package that hpsv2x mends can be imported."""
-    target = root / "hpsv2"
-    python = prepare("hps", root / "hps")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", target, "hpsv2==1.2.0"]
-    subprocess.run(install, check=True)
-    program = (
-        f"import sys; sys.path.insert(0, {str(target)!r}); "
-        "from reward_services.upstream.environment import provide_torchvision; provide_torchvision(); "
-        f"import hpsv2; assert hpsv2.__file__.startswith({str(target)!r}); import hpsv2.img_score"
-    )
-    tried = subprocess.run([python, "-W", "ignore", "-c", program], capture_output=True, text=True)
-    return "imports" if tried.returncode == 0 else f"cannot be imported: {tried.stderr.strip().splitlines()[-1]}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from reward_services.gradient import score_and_gradient
 from reward_services.models import load
 from reward_services.spec import RewardKind, RewardSpec
-from workbench.parity.tiny import PROMPTS, as_tensor
+from workbench.parity.pictures import PROMPTS, as_tensor
 
 SCORE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 
@@ -23,7 +23,7 @@ class Comparison:
 
     Attributes:
         kind: of the reward.
-        upstream: package and version, and whether torchvision was real or a stand-in.
+        upstream: package and torchvision, with their versions.
         score: largest |native - upstream| of any picture over the largest |upstream|: random heads give some scores
             near zero, of which float32 rounding alone is more than the tolerance.
         gradient: norm of the difference over upstream's norm, the largest of any picture.
@@ -47,14 +47,7 @@ class Comparison:
 
 
 def compare(kind: RewardKind, checkpoints: Path, pictures: Path, reference: Path) -> Comparison:
-    """Judge the pictures natively and compare.
-
-    Args:
-        kind: of the reward.
-        checkpoints: directory that `tiny.write_checkpoints` wrote.
-        pictures: directory of PNGs, `0.png` for the first of PROMPTS.
-        reference: file that `parity.reference` wrote.
-    """
+    """Judge the pictures natively, and compare with the file that `record` wrote of the other side."""
     model = load(RewardSpec(name=kind.replace("_", "-"), model=kind, checkpoint=str(checkpoints / kind)))
     with safe_open(reference, framework="pt") as file:
         upstream = json.loads(file.metadata()["upstream"])

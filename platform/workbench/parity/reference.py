@@ -1,24 +1,22 @@
 """What an upstream package says of the tiny checkpoints; runs in its environment:
 
-`python -m reward_services.parity.reference KIND CHECKPOINTS PICTURES RESULT`
+`python -m workbench.parity.reference KIND CHECKPOINTS PICTURES RESULT`
 
 Scores come from upstream's own function on saved PNGs. Gradients with respect to the pictures come from its network;
 where upstream resizes 8-bit pictures, which no gradient passes, they pass by the native rule.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reward_services.gradient import score_and_gradient
@@ -26,58 +24,47 @@ from reward_services.models import load
 from reward_services.preprocess import imagereward_preprocess
 from reward_services.protocol import RewardModel
 from reward_services.spec import RewardSpec
-from reward_services.upstream.byte_pairs import own_vocabulary
-from reward_services.upstream.environment import provide_torchvision
-from reward_services.upstream.pictures import to_pil
-from workbench.parity.tiny import IMAGE_SIZE, OPENAI_FILE, PROMPTS, as_tensor
+from reward_services.upstream.environment import declare_torchvision, versions
+from reward_services.upstream.inputs import own_vocabulary, to_pil
+from workbench.parity.pictures import IMAGE_SIZE, as_tensor, record
 
-Judge = Callable[[str, Path], float]
-DISTRIBUTIONS = {
-    "imagereward": "image-reward",
-    "clip_score": "image-reward",
-    "aesthetic": "image-reward",
-    "hps": "hpsv2x",
-}
+Score = Callable[[str, Path], float]
 
 
 def main() -> None:
     """Judge every picture and write the scores and gradients."""
     kind, checkpoints, pictures, result = sys.argv[1], *map(Path, sys.argv[2:5])
     torch.set_num_threads(1)
-    stands_in = provide_torchvision()
-    judge, model = _JUDGES[kind](kind, checkpoints / kind)
-    tensors: dict[str, Tensor] = {}
-    scores = []
-    for index, prompt in enumerate(PROMPTS):
-        path = pictures / f"{index}.png"
-        scores.append(judge(prompt, path))
-        _, tensors[f"gradient.{index}"] = score_and_gradient(model, as_tensor(Image.open(path)), [prompt])
-    tensors["scores"] = torch.tensor(scores, dtype=torch.float64)
-    name = DISTRIBUTIONS[kind]
-    described = {"package": f"{name}=={metadata.version(name)}", "torchvision": "stand-in" if stands_in else "real"}
-    save_file(tensors, result, metadata={"upstream": json.dumps(described)})
+    declare_torchvision()
+    score, model = _REWARDS[kind](kind, checkpoints / kind)
+
+    def judge(prompt: str, path: Path) -> tuple[float, Tensor]:
+        _, gradient = score_and_gradient(model, as_tensor(Image.open(path)), [prompt])
+        return score(prompt, path), gradient
+
+    record(judge, pictures, result, versions())
 
 
-def _imagereward(kind: str, checkpoint: Path) -> tuple[Judge, RewardModel]:
+def _imagereward(kind: str, checkpoint: Path) -> tuple[Score, RewardModel]:
     adapter: Any = load(RewardSpec(name=kind, model="imagereward", checkpoint=str(checkpoint), backend="upstream"))
     return lambda prompt, path: adapter.model.score(prompt, str(path)), adapter
 
 
-def _hps(kind: str, checkpoint: Path) -> tuple[Judge, RewardModel]:
+def _hps(kind: str, checkpoint: Path) -> tuple[Score, RewardModel]:
     adapter: Any = load(RewardSpec(name=kind, model="hps", checkpoint=str(checkpoint), backend="upstream"))
     names, scoring = import_module("hpsv2.src.open_clip.tokenizer"), import_module("hpsv2.img_score")
     # Upstream builds its model once, from the network, and then loads the checkpoint at every call.
     scoring.model_dict.update(model=adapter.model, preprocess_val=adapter.transform)
 
-    def judge(prompt: str, path: Path) -> float:
+    def score(prompt: str, path: Path) -> float:
         with patch.object(names, "_tokenizer", adapter.tokenizer):
-            (score,) = scoring.score(str(path), prompt, cp=str(checkpoint / adapter.published_file))
-        return float(score)
+            (found,) = scoring.score(str(path), prompt, cp=str(checkpoint / adapter.published_file))
+        return float(found)
 
-    return judge, adapter
+    return score, adapter
 
 
-def _openai(kind: str, checkpoint: Path) -> tuple[Judge, RewardModel]:
+def _openai(kind: str, checkpoint: Path) -> tuple[Score, RewardModel]:
     """CLIP score and aesthetics, which image-reward computes for comparison, by the package clip."""
     clip, names = import_module("clip"), import_module("clip.clip")
     module = import_module(
@@ -85,7 +72,8 @@ def _openai(kind: str, checkpoint: Path) -> tuple[Judge, RewardModel]:
     )
     words = own_vocabulary(import_module("clip.simple_tokenizer").SimpleTokenizer, checkpoint)
     vars(names)["_tokenizer"] = words
-    real = partial(clip.load, str(checkpoint / OPENAI_FILE), device="cpu", jit=False)
+    (tower,) = checkpoint.glob("*.pt")
+    real = partial(clip.load, str(tower), device="cpu", jit=False)
     with ExitStack() as stack:
         stack.enter_context(patch.object(clip, "load", lambda *_, **__: real()))
         if kind == "clip_score":
@@ -118,12 +106,7 @@ class _OpenAI(nn.Module):
         return torch.sum(nn.functional.normalize(texts) * features, dim=1)
 
 
-_JUDGES = {
-    "imagereward": _imagereward,
-    "hps": _hps,
-    "clip_score": _openai,
-    "aesthetic": _openai,
-}
+_REWARDS = {"imagereward": _imagereward, "hps": _hps, "clip_score": _openai, "aesthetic": _openai}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Tiny random rewards in the layouts in which the real ones are published, and pictures and prompts to judge by them.
+"""Tiny random rewards in the layouts in which the real ones are published.
 
 Every byte follows from fixed seeds, so that results of the upstream packages can be kept and compared later.
 """
@@ -6,9 +6,7 @@ Every byte follows from fixed seeds, so that results of the upstream packages ca
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     BertTokenizer,
@@ -27,19 +25,10 @@ from reward_services.models.hps import PUBLISHED_FILE, HPSv2
 from reward_services.models.imagereward import VISION_LAYER_NORM_EPS
 from reward_services.models.layouts import transformers_to_open_clip
 from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
+from workbench.parity.pictures import IMAGE_SIZE
 
-IMAGE_SIZE = 24
 WORDS = ("a", "red", "blue", "circle", "square", "on", "green", "it", "'", "s")
 OPENAI_FILE = "ViT-L-14.pt"
-# The models' own size, and larger: either way up, square. Not smaller: enlarged to exactly twice the size, many values
-# are ties that PIL's fixed-point arithmetic breaks either way, so that one in a thousand is a step of the grid apart.
-PICTURE_SIZES = ((24, 24), (31, 44), (61, 40), (48, 48))
-PROMPTS = (
-    "a red circle",
-    "it's a  Blue\nsquare &amp;amp; on “green”",
-    "green",
-    " ".join(["red circle on a blue square"] * 20),
-)
 
 
 def write_checkpoints(root: Path) -> None:
@@ -56,31 +45,6 @@ def write_checkpoints(root: Path) -> None:
         torch.save(transformers_to_open_clip(openai.state_dict()), root / kind / OPENAI_FILE)
     torch.save(_lively(RewardHead(16)).state_dict(), root / "aesthetic" / AESTHETIC_FILE)
     _write_imagereward(root)
-
-
-def pictures() -> list[Image.Image]:
-    """Return an RGB picture for each of PICTURE_SIZES: soft shades, edges and some noise."""
-    generator = np.random.default_rng(0)
-    made = []
-    for height, width in PICTURE_SIZES:
-        coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-        shades = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR), dtype=np.int64)
-        shades[height // 3 :, : width // 2] //= 2
-        noisy = shades + generator.integers(-20, 21, shades.shape)
-        made.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
-    return made
-
-
-def write_pictures(directory: Path) -> None:
-    """Write the pictures as `0.png`, `1.png` and so on."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for index, picture in enumerate(pictures()):
-        picture.save(directory / f"{index}.png")
-
-
-def as_tensor(picture: Image.Image) -> torch.Tensor:
-    """Return a picture as float32 RGB in [0, 1], [1, 3, height, width]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
 
 
 def clip_tokenizer(directory: Path) -> CLIPTokenizer:

@@ -1,16 +1,16 @@
 """Stage 1: the autoencoder, 48 px pictures to 4 x 12 x 12 latents (one latent cell to 4 x 4 pixels)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor, nn
-from tqdm import trange
+from torch import Tensor
 
 from slingstone.world.captions import sample_scenes
 from slingstone.world.drawing import SIZE, draw
+from workbench.recipe.fit import fit
+from workbench.recipe.settings import Training
 
 _KL_WEIGHT = 1e-4
 _SQUARE_WEIGHT = 4.0
@@ -40,19 +40,20 @@ def reconstruction_loss(
     return _SQUARE_WEIGHT * error.square().mean() + error.abs().mean()
 
 
-def train_autoencoder(*, steps: int, batch: int, learning_rate: float, seed: int) -> AutoencoderKL:
+def train_autoencoder(settings: Training, seed: int) -> AutoencoderKL:
     """Train on drawn scenes (no held-out combination) and set `scaling_factor` so that latents have unit variance."""
     torch.manual_seed(seed)
-    vae = new_autoencoder()
+    vae, rng = new_autoencoder(), torch.Generator().manual_seed(seed)
 
-    def loss(pictures: Tensor) -> Tensor:
+    def loss(step: int) -> Tensor:
+        pictures = _pixels(settings.batch, seed + step, rng)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = _posterior(vae, pictures)
             output = vae.decode(posterior.sample(), return_dict=False)[0]
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction_loss(output.float(), pictures) + _KL_WEIGHT * divergence
 
-    _fit(list(vae.parameters()), loss, "autoencoder", steps, batch, learning_rate, seed)
+    fit(list(vae.parameters()), loss, settings, "autoencoder")
     vae.eval().requires_grad_(False)
     rng = torch.Generator().manual_seed(seed)
     latents = encode(vae, draw(sample_scenes(512, seed - 1, held_out=False), rng))
@@ -60,47 +61,29 @@ def train_autoencoder(*, steps: int, batch: int, learning_rate: float, seed: int
     return vae
 
 
-def sharpen_decoder(vae: AutoencoderKL, *, steps: int, batch: int, learning_rate: float, seed: int) -> None:
+def sharpen_decoder(vae: AutoencoderKL, settings: Training, seed: int) -> None:
     """Train the decoder on, in place, on mean absolute error alone; latents keep their meaning."""
     torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     weights = [w for name, w in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))]
     for weight in weights:
         weight.requires_grad_(True)
 
-    def loss(pictures: Tensor) -> Tensor:
+    def loss(step: int) -> Tensor:
+        pictures = _pixels(settings.batch, seed + step, rng)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 latents = _posterior(vae, pictures).mean
             output = vae.decode(latents + _JITTER * torch.randn_like(latents), return_dict=False)[0]
         return (output.float() - pictures).abs().mean()
 
-    _fit(weights, loss, "decoder", steps, batch, learning_rate, seed)
+    fit(weights, loss, settings, "decoder")
     vae.eval().requires_grad_(False)
 
 
-def _fit(
-    weights: list[nn.Parameter],
-    loss_of: Callable[[Tensor], Tensor],
-    name: str,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    seed: int,
-) -> None:
-    """Minimise a loss of drawn pictures in [-1, 1] with AdamW and one cycle of the learning rate."""
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
-    rng = torch.Generator().manual_seed(seed)
-    progress = trange(steps, desc=name, mininterval=10)
-    for step in progress:
-        loss = loss_of(2 * draw(sample_scenes(batch, seed + step, held_out=False), rng) - 1)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
+def _pixels(batch: int, seed: int, rng: torch.Generator) -> Float[Tensor, "batch 3 rows columns"]:
+    """Draw training scenes, in [-1, 1]."""
+    return 2 * draw(sample_scenes(batch, seed, held_out=False), rng) - 1
 
 
 @torch.no_grad()

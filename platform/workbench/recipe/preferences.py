@@ -7,17 +7,22 @@ Each caption has a few candidate pictures, some drawn and some generated; a judg
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
-from tqdm import trange
+from tqdm import tqdm, trange
 
+from slingstone.networks.latent_diffusion import load
+from slingstone.networks.sampling import Sampler, one_step_sampler, reference_sampler
 from slingstone.world.captions import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, sample_scenes
 from slingstone.world.drawing import draw
 from slingstone.world.oracle import Oracle
 
+_BATCH = 64
+_REFERENCE_STEPS = 10
 JUDGE = 12.0  # a difference in utility of 0.1 is chosen rightly in 77 % of cases
 
 
@@ -63,6 +68,19 @@ def drawn_candidates(count: int, per_caption: int, seed: int) -> Candidates:
     return judged([scene.caption for scene in scenes], torch.stack(sets, dim=1))
 
 
+def generated_candidates(world: Path, count: int, per_caption: int, seed: int, timestep: int = 625) -> Candidates:
+    """Sample candidates of training captions: a third each from the generator, reference and guided reference."""
+    family = load(str(world / "reference"), str(world / "generator"), generator_timestep=timestep)
+    samplers = [
+        one_step_sampler(family, family.generator),
+        reference_sampler(family, _REFERENCE_STEPS, 1.0, "dpmsolver++"),
+        reference_sampler(family, _REFERENCE_STEPS, 3.0, "dpmsolver++"),
+    ]
+    captions = [scene.caption for scene in sample_scenes(count, seed, held_out=False)]
+    slots = [_sampled(samplers[slot % 3], captions, seed + slot) for slot in range(per_caption)]
+    return judged(captions, torch.stack(slots, dim=1))
+
+
 def _mutated(scene: Scene, rng: random.Random) -> Scene:
     """Change one claim of the caption."""
     things, index = list(scene.things), rng.randrange(len(scene.things))
@@ -91,6 +109,13 @@ def _degraded(pictures: Tensor, noise: torch.Generator) -> Tensor:
     rough = (pictures + 0.25 * strength * patches).clamp(0, 1)
     damaged = torch.where(choice < 0.2, blurred, torch.where(choice < 0.3, ghosted, rough))
     return torch.where(choice < 0.5, damaged, pictures)
+
+
+def _sampled(sampler: Sampler, captions: list[str], seed: int) -> torch.Tensor:
+    starts = tqdm(range(0, len(captions), _BATCH), desc="generated candidates", mininterval=10)
+    batches = (captions[start : start + _BATCH] for start in starts)
+    seeds = iter(range(seed * len(captions), (seed + 1) * len(captions)))
+    return torch.cat([sampler(batch, [next(seeds) for _ in batch]).images for batch in batches])
 
 
 def preference_loss(

@@ -15,6 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from slingstone.world.captions import sample_scenes
 from slingstone.world.drawing import draw
 from workbench.recipe.autoencoder import encode
+from workbench.recipe.fit import fit
+from workbench.recipe.settings import Reference
 from workbench.recipe.tokenizers import special_tokens, write_clip_tokenizer
 
 _MAX_TOKENS = 24
@@ -79,19 +81,10 @@ def drawn_latents(
     return [scene.caption for scene in scenes], torch.cat(latents)
 
 
-def train_reference(
-    vae: AutoencoderKL, *, pictures: int, steps: int, batch: int, learning_rate: float, seed: int, directory: Path
-) -> StableDiffusionPipeline:
+def train_reference(vae: AutoencoderKL, settings: Reference, seed: int, directory: Path) -> StableDiffusionPipeline:
     """Train text encoder and denoiser together on eps-MSE with caption dropout; return the averaged weights' pipeline.
 
-    Args:
-        vae: the trained autoencoder.
-        pictures: number of drawings, each seen `steps * batch / pictures` times.
-        steps: optimizer steps.
-        batch: pictures a step.
-        learning_rate: the cosine schedule's peak.
-        seed: of drawings, weights and noise.
-        directory: where the tokenizer's files go.
+    The tokenizer's files go into the directory.
     """
     torch.manual_seed(seed)
     tokenizer = write_clip_tokenizer(directory / "tokenizer", _MAX_TOKENS)
@@ -99,39 +92,43 @@ def train_reference(
     # On a CPU both are faster: the layout by a tenth, attention written out by a quarter (its fused backward is slow).
     _lay_out(net, torch.channels_last)
     net.unet.set_attn_processor(AttnProcessor())
-    captions, latents = drawn_latents(vae, pictures, seed)
+    captions, latents = drawn_latents(vae, settings.pictures, seed)
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     alpha_bar = new_scheduler().alphas_cumprod
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.05)
-    progress = trange(steps, desc="reference", mininterval=10)
-    for step in progress:
-        rows = torch.randint(pictures, (batch,))
+    batch = settings.batch
+
+    def loss(_step: int) -> Tensor:
+        rows = torch.randint(settings.pictures, (batch,))
         x0, t, eps = latents[rows], torch.randint(1000, (batch,)), torch.randn(batch, *latents.shape[1:])
         text = torch.where(torch.rand(batch, 1) < _DROP_CAPTION, tokens[-1:], tokens[rows])
         scale = alpha_bar[t].view(-1, 1, 1, 1)
         noisy = scale.sqrt() * x0 + (1 - scale).sqrt() * eps
         with torch.autocast("cpu", torch.bfloat16):
             predicted = net(noisy, t, text)
-        loss = torch.nn.functional.mse_loss(predicted.float(), eps)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        averaged.update_parameters(net)
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
+        return torch.nn.functional.mse_loss(predicted.float(), eps)
+
+    fit(list(net.parameters()), loss, settings, "reference", after_step=lambda: averaged.update_parameters(net))
     best = averaged.module.eval().requires_grad_(False)
     assert isinstance(best, _Denoiser)
     _lay_out(best, torch.contiguous_format)
     best.unet.set_default_attn_processor()
-    return _pipeline(vae, best, tokenizer)
+    absent: Any = None
+    scheduler: Any = new_scheduler()
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=best.text_encoder,
+        tokenizer=tokenizer,
+        unet=best.unet,
+        scheduler=scheduler,
+        safety_checker=absent,
+        feature_extractor=absent,
+        requires_safety_checker=False,
+    )
 
 
 def _lay_out(net: torch.nn.Module, memory_format: torch.memory_format) -> None:
-    """Arrange the weights of the convolutions in memory."""
+    """Arrange the weights of the convolutions in memory; not of 1 x 1 ones, as torch's own functions would."""
     for weight in net.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=memory_format)
@@ -147,18 +144,3 @@ class _Denoiser(torch.nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self.unet(x_t, t, self.text_encoder(tokens).last_hidden_state).sample
-
-
-def _pipeline(vae: AutoencoderKL, net: _Denoiser, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    absent: Any = None
-    scheduler: Any = new_scheduler()
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=net.text_encoder,
-        tokenizer=tokenizer,
-        unet=net.unet,
-        scheduler=scheduler,
-        safety_checker=absent,
-        feature_extractor=absent,
-        requires_safety_checker=False,
-    )

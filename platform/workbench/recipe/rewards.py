@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import trange
 from transformers import (
     BertTokenizer,
     BlipTextConfig,
@@ -24,7 +23,9 @@ from reward_services.models.imagereward import ImageReward
 from reward_services.models.pickscore import PickScore
 from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
 from slingstone.world.drawing import SIZE
+from workbench.recipe.fit import fit
 from workbench.recipe.preferences import Candidates, preference_loss
+from workbench.recipe.settings import Training
 from workbench.recipe.tokenizers import bert_vocabulary, special_tokens, write_clip_tokenizer
 
 _MAX_TOKENS = 24
@@ -88,39 +89,22 @@ def new_imagereward(vocabulary_file: Path) -> ImageReward:
     return ImageReward(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head, tokenizer, "smooth")
 
 
-def train_reward(
-    model: Reward,
-    candidates: Candidates,
-    *,
-    steps: int,
-    captions_per_step: int,
-    learning_rate: float,
-    seed: int,
-    scale: float = 1.0,
-) -> None:
-    """Fit `scale * score` to the choices, in place; the last 5 % of the captions are held back and reported."""
+def train_reward(model: Reward, candidates: Candidates, settings: Training, seed: int) -> None:
+    """Fit the scores to the choices, in place; the last 5 % of the captions are held back and reported."""
     rng = torch.Generator().manual_seed(seed)
-    held_back = max(1, len(candidates.captions) // 20)
-    trained = len(candidates.captions) - held_back
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
+    trained = len(candidates.captions) - max(1, len(candidates.captions) // 20)
+    scale = _HPS_TEMPERATURE if isinstance(model, HPS) else 1.0  # PickScore learns its own
     model.train().requires_grad_(True)
-    progress = trange(steps, desc=type(model).__name__, mininterval=10)
-    for step in progress:
-        rows = torch.randint(trained, (captions_per_step,), generator=rng).tolist()
+
+    def loss(_step: int) -> Tensor:
+        rows = torch.randint(trained, (settings.batch,), generator=rng).tolist()
         with torch.autocast("cpu", torch.bfloat16):
             scores = _scores(model.score, candidates, rows).float()
-        loss = preference_loss(scale * scores, candidates.utility[rows], rng)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+        return preference_loss(scale * scores, candidates.utility[rows], rng)
+
+    fit(list(model.parameters()), loss, settings, type(model).__name__, weight_decay=0.05, warm_up=0.1)
     model.eval().requires_grad_(False)
-    rows = list(range(trained, trained + held_back))
-    share = agreement(model.score, candidates, rows)
+    share = agreement(model.score, candidates, range(trained, len(candidates.captions)))
     print(f"{type(model).__name__}: {share:.3f} of held-back pairs ordered as by utility")
 
 
@@ -140,32 +124,18 @@ def agreement(score: Score, candidates: Candidates, rows: Sequence[int]) -> floa
     return right[gap.abs() > 0.05].float().mean().item()
 
 
-def _new_pickscore(directory: Path) -> PickScore:
-    tokenizer = write_clip_tokenizer(directory, _MAX_TOKENS)
-    return PickScore(new_clip(tokenizer, patch=6, layers=3), tokenizer, "smooth")
-
-
-def _new_hps(directory: Path) -> HPS:
-    tokenizer = write_clip_tokenizer(directory, _MAX_TOKENS)
-    return HPS(new_clip(tokenizer, patch=8, layers=4), tokenizer, "smooth")
-
-
-def _new_imagereward(directory: Path) -> ImageReward:
-    directory.mkdir(parents=True, exist_ok=True)
-    vocabulary = directory / "vocab.txt"
-    vocabulary.write_text("".join(f"{token}\n" for token in bert_vocabulary()))
-    return new_imagereward(vocabulary)
-
-
 def new_reward(name: str, directory: Path, seed: int) -> Reward:
     """Return an untrained reward model and write its tokenizer into `directory`."""
     torch.manual_seed(seed)
-    return {"pickscore": _new_pickscore, "hps": _new_hps, "imagereward": _new_imagereward}[name](directory)
-
-
-def logit_scale(name: str) -> float:
-    """Return what turns a reward's scores into the logits of choices (PickScore learns its own)."""
-    return _HPS_TEMPERATURE if name == "hps" else 1.0
+    if name == "imagereward":
+        directory.mkdir(parents=True, exist_ok=True)
+        vocabulary = directory / "vocab.txt"
+        vocabulary.write_text("".join(f"{token}\n" for token in bert_vocabulary()))
+        return new_imagereward(vocabulary)
+    tokenizer = write_clip_tokenizer(directory, _MAX_TOKENS)
+    if name == "hps":
+        return HPS(new_clip(tokenizer, patch=8, layers=4), tokenizer, "smooth")
+    return PickScore(new_clip(tokenizer, patch=6, layers=3), tokenizer, "smooth")
 
 
 def write_reward(reward: Reward, directory: Path) -> None:

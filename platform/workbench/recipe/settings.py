@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
+
+from slingstone.config import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Training(_Section):
+class Training(Section):
     """How long and how fast one network learns."""
 
     steps: PositiveInt
@@ -31,7 +28,7 @@ class Preferences(Training):
     candidates: PositiveInt
 
 
-class WorldBuild(_Section):
+class WorldBuild(Section):
     """All stages; files of finished stages in `work` are kept, so an interrupted build goes on."""
 
     seed: int
@@ -45,8 +42,3 @@ class WorldBuild(_Section):
     generated_preferences: Preferences
     train_prompts: PositiveInt
     heldout_prompts: PositiveInt
-
-
-def load_build(path: Path | str) -> WorldBuild:
-    """Read the settings; raises ValueError that names every wrong field."""
-    return WorldBuild.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))

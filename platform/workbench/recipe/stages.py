@@ -13,11 +13,10 @@ from torch import nn
 from slingstone.networks.pipelines import write_pipeline
 from slingstone.world.captions import held_out_scenes, sample_scenes
 from workbench.recipe.autoencoder import sharpen_decoder, train_autoencoder
-from workbench.recipe.generated import generated_candidates
-from workbench.recipe.preferences import Candidates, drawn_candidates, merged
+from workbench.recipe.preferences import Candidates, drawn_candidates, generated_candidates, merged
 from workbench.recipe.reference import train_reference
-from workbench.recipe.rewards import Reward, logit_scale, new_reward, train_reward, write_reward
-from workbench.recipe.settings import Preferences, WorldBuild
+from workbench.recipe.rewards import Reward, new_reward, train_reward, write_reward
+from workbench.recipe.settings import WorldBuild
 
 REWARDS = ("pickscore", "hps", "imagereward")
 
@@ -46,8 +45,8 @@ def build_autoencoder(build: WorldBuild) -> AutoencoderKL:
     """Stage 1."""
     path = build.work / "autoencoder"
     if not path.exists():
-        vae = train_autoencoder(**build.autoencoder.model_dump(), seed=build.seed)
-        sharpen_decoder(vae, **build.decoder.model_dump(), seed=build.seed + 1)
+        vae = train_autoencoder(build.autoencoder, build.seed)
+        sharpen_decoder(vae, build.decoder, build.seed + 1)
         vae.save_pretrained(path)
     return AutoencoderKL.from_pretrained(path).eval().requires_grad_(False)
 
@@ -56,16 +55,7 @@ def build_reference(build: WorldBuild, vae: AutoencoderKL) -> None:
     """Stage 2."""
     path = build.output / "reference"
     if not path.exists():
-        settings = build.reference
-        pipeline = train_reference(
-            vae,
-            pictures=settings.pictures,
-            steps=settings.steps,
-            batch=settings.batch,
-            learning_rate=settings.learning_rate,
-            seed=build.seed,
-            directory=build.work / "tokenizer",
-        )
+        pipeline = train_reference(vae, build.reference, build.seed, build.work / "tokenizer")
         write_half_precision(pipeline, path)
 
 
@@ -93,13 +83,13 @@ def build_rewards(build: WorldBuild) -> None:
     if not missing:
         return
     generated = build.generated_preferences
-    pictures = _kept(
+    pictures = _made_once(
         build.work / "generated.pt",
         lambda: generated_candidates(build.output, generated.captions, generated.candidates, build.seed + 1),
     )
     for name in missing:
         reward = build_drawn_reward(build, name)
-        _train(reward, name, merged([drawings(build), pictures]), generated, build.seed + 2)
+        train_reward(reward, merged([drawings(build), pictures]), generated, build.seed + 2)
         write_reward(reward, build.output / "rewards" / name)
 
 
@@ -109,7 +99,7 @@ def build_drawn_reward(build: WorldBuild, name: str) -> Reward:
     reward = new_reward(name, directory, build.seed + 1)
     path = directory / "drawn.safetensors"
     if not path.exists():
-        _train(reward, name, drawings(build), build.drawn_preferences, build.seed + 1)
+        train_reward(reward, drawings(build), build.drawn_preferences, build.seed + 1)
         save_model(reward, str(path))
     load_model(reward, str(path))
     return reward.eval().requires_grad_(False)
@@ -118,22 +108,10 @@ def build_drawn_reward(build: WorldBuild, name: str) -> Reward:
 def drawings(build: WorldBuild) -> Candidates:
     """Return the drawn candidates, made once."""
     drawn = build.drawn_preferences
-    return _kept(build.work / "drawn.pt", lambda: drawn_candidates(drawn.captions, drawn.candidates, build.seed))
+    return _made_once(build.work / "drawn.pt", lambda: drawn_candidates(drawn.captions, drawn.candidates, build.seed))
 
 
-def _train(reward: Reward, name: str, candidates: Candidates, settings: Preferences, seed: int) -> None:
-    train_reward(
-        reward,
-        candidates,
-        steps=settings.steps,
-        captions_per_step=settings.batch,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-        scale=logit_scale(name),
-    )
-
-
-def _kept(path: Path, make: Callable[[], Candidates]) -> Candidates:
+def _made_once(path: Path, make: Callable[[], Candidates]) -> Candidates:
     """Read candidates from an earlier build, or make and keep them."""
     if not path.exists():
         made = make()

@@ -1,7 +1,12 @@
-"""The processes of a cluster by what they are for, seen from outside."""
+"""The processes of a cluster seen from outside: what each is for, its memory and files over time."""
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import monotonic
+from typing import NamedTuple
 
 import psutil
 
@@ -10,6 +15,18 @@ PROGRAMS = ("gcs_server", "raylet", "log_monitor", "dashboard", "monitor")
 """Ray's own, by a part of the path of their program."""
 DAEMONS = {*PROGRAMS, "DashboardAgent", "RuntimeEnvAgent"}
 """Roles of what a cluster runs without a job: a run can neither free their memory nor close their files."""
+
+EVERY_S = 3.0
+WARM_UP = 0.3
+"""Part of a process's life that is left out."""
+WINDOW = 0.2
+"""Part of its life over which a reading is taken, after the warm-up and at the end."""
+LONG_LIVED_S = 240.0
+MEMORY_TOLERANCE = 0.05
+FILES_TOLERANCE = 5
+
+Process = tuple[str, psutil.Process]
+"""A role and the process that has it."""
 
 
 def role(command: list[str]) -> str | None:
@@ -36,3 +53,86 @@ def below(root: int) -> Iterator[tuple[psutil.Process, str]]:
             continue
         if name is not None:
             yield process, name
+
+
+class Sample(NamedTuple):
+    """One look at a process: its own memory, without what it shares and without files that it maps."""
+
+    at_s: float
+    memory: float
+    files: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """How a process's memory in bytes and its open files moved, from after its warm-up to its end."""
+
+    role: str
+    memory: tuple[float, float]
+    files: tuple[float, float]
+
+    @property
+    def growth(self) -> float:
+        """Relative growth of the memory."""
+        return self.memory[1] / self.memory[0] - 1
+
+    @property
+    def flat(self) -> bool:
+        """Whether it did not grow by more than 5 %, nor opened more than a handful of files."""
+        return self.growth <= MEMORY_TOLERANCE and self.files[1] - self.files[0] <= FILES_TOLERANCE
+
+
+def level(role: str, samples: Sequence[Sample]) -> Level | None:
+    """Return how a process moved, or None for one that did not live long."""
+    begin, end = samples[0].at_s, samples[-1].at_s
+    life = end - begin
+    warm = begin + WARM_UP * life
+    first = [sample for sample in samples if warm <= sample.at_s <= warm + WINDOW * life]
+    last = [sample for sample in samples if sample.at_s >= end - WINDOW * life]
+    if life < LONG_LIVED_S or not first:
+        return None
+    memory = _median(sample.memory for sample in first), _median(sample.memory for sample in last)
+    files = _median(sample.files for sample in first), _median(sample.files for sample in last)
+    return Level(role, memory, files)
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(median(values))
+
+
+def levels(samples: Mapping[Process, Sequence[Sample]]) -> list[Level]:
+    """Return how each long-lived process moved, those that grew most first."""
+    found = [level(role, seen) for (role, _), seen in samples.items()]
+    return sorted(filter(None, found), key=lambda one: one.growth, reverse=True)
+
+
+class Meter:
+    """Looks at the processes below one every few seconds, while entered; `root` returns its number, if it runs."""
+
+    def __init__(self, root: Callable[[], int | None]) -> None:
+        self._root = root
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.samples: dict[Process, list[Sample]] = {}
+
+    def __enter__(self) -> "Meter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY_S):
+            if (root := self._root()) is not None:
+                for process, name in below(root):
+                    self._look(process, name)
+
+    def _look(self, process: psutil.Process, name: str) -> None:
+        try:
+            memory = process.memory_info()
+            sample = Sample(monotonic(), memory.rss - memory.shared, process.num_fds())
+        except psutil.Error:
+            return
+        self.samples.setdefault((name, process), []).append(sample)

@@ -1,0 +1,177 @@
+"""The console command `slingstone`, of which jobs/*.py are the parts. Each imports what it needs when it is called."""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def align(given: argparse.Namespace) -> None:
+    """Align a one-step generator with human preference."""
+    from slingstone.config import load, to_yaml
+    from slingstone.driver import preflight
+
+    experiment = preflight.prepare(load(given.config, given.overrides))
+    if given.dry_run:
+        from slingstone.plan import report  # which may import torch, for unknown networks
+
+        print(to_yaml(experiment) + report.dry_run(experiment), end="", flush=True)
+        return
+    from slingstone.driver import launch  # imports torch and ray, which take seconds
+
+    launch.align(experiment, say)
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Score any number of models on any sets of prompts, side by side."""
+    from slingstone.compare import shards
+    from slingstone.config import Comparison, load_as, to_yaml
+
+    comparison = shards.prepare(load_as(Comparison, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(comparison), end="")
+        return
+    from slingstone.compare import schedule  # imports torch and ray, which take seconds
+
+    schedule.compare(comparison, say)
+
+
+def sweep(given: argparse.Namespace) -> None:
+    """Vary a run's configuration and find what is best held out."""
+    from slingstone.config import Sweep, load_as, to_yaml
+    from slingstone.sweep import trials
+
+    planned = trials.prepare(load_as(Sweep, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(planned.sweep), end="")
+        return
+    from slingstone.sweep import search  # imports torch and ray, which take seconds
+
+    search.sweep(planned, say)
+
+
+def export(given: argparse.Namespace) -> None:
+    """Export a run's generator as a diffusers pipeline."""
+    from slingstone.export import hub, request  # import torch, which takes seconds
+
+    asked = request.Request(given.run, given.target, given.checkpoint, given.weights, given.precision, given.onnx)
+    request.export(asked, say=say)
+    if given.push:
+        say(f"pushed    {hub.push(given.target, given.push, private=not given.public)}")
+
+
+def plan(given: argparse.Namespace) -> None:
+    """Model a run's step time and memory on 1 to 1,024 GPUs; nothing is loaded and nothing started."""
+    from dataclasses import replace
+
+    from slingstone.config import load
+    from slingstone.plan.cost import DEVICES, Assumptions
+    from slingstone.plan.report import scaling
+
+    if given.device not in DEVICES:
+        raise ValueError(f"--device {given.device}: choose one of {', '.join(sorted(DEVICES))}")
+    if given.gpus < 1 or not 0 < given.utilisation <= 1:
+        raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
+    assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
+    print(scaling(load(given.config, given.overrides), given.gpus, assumed))
+
+
+def head(given: argparse.Namespace) -> None:
+    """Start or stop the local Ray head of this installation; `start` prints how a shell reaches it."""
+    from slingstone.config.paths import ROOT
+    from slingstone.driver.head import Head
+
+    if given.action == "start":
+        environment = Head(ROOT).start()
+        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
+    else:
+        print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command with the shell's arguments, or with these; return its exit status."""
+    parser = _parser()
+    # argparse takes the overrides before an option, and leaves those behind it over.
+    given, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in given or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.overrides += rest
+    return run(given.job, given)
+
+
+def run(job: Callable[[argparse.Namespace], None], given: argparse.Namespace) -> int:
+    """Run a job; return its exit status.
+
+    What the user can mend is one line on stderr. SIGTERM ends the job as an exception with status 143, so that what
+    it started is taken down.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        job(given)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line at once, whatever stdout is."""
+    print(line, flush=True)
+
+
+def add_config(
+    parser: argparse.ArgumentParser, config: str, override: str, dry_run: str = ""
+) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that most jobs share: a configuration and overrides of it.
+
+    Args:
+        parser: of the job.
+        config: an example of a configuration file.
+        override: an example of an override.
+        dry_run: what `--dry-run` does; without it there is none.
+    """
+    parser.add_argument("config", help=f"YAML file, such as {config}")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help=f"such as {override}")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("slingstone", description="Align one-step text-to-image generators, on Ray.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(job: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        made = commands.add_parser(job.__name__, help=job.__doc__, description=job.__doc__)
+        made.set_defaults(job=job)
+        return made
+
+    check, stop = "check everything, print the", "and stop"
+    shown = "print the resolved run and its memory, and stop"
+    add_config(command(align), "configs/align/scenes.yaml", "training.num_images=6400", shown)
+    example = "prompts.parti.num_prompts=100"
+    add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {stop}")
+    add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {stop}")
+    planned = add_config(command(plan), "configs/align/sdxl.yaml", "runtime.zero_stage=3")
+    planned.add_argument("--gpus", type=int, default=8, help="GPUs that train")
+    planned.add_argument("--device", default="h100", help="kind of GPU, such as a100")
+    planned.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
+    _add_export(command(export))
+    command(head).add_argument("action", choices=("start", "stop"))
+    return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="directory of the run, such as outputs/align/scenes")
+    parser.add_argument("target", type=Path, help="directory to write")
+    parser.add_argument("--checkpoint", help="name of one of the run's checkpoints; default: the latest")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the average, or the latest weights")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the files")
+    parser.add_argument(
+        "--onnx", action="store_true", help="generator and decoder as ONNX, too; needs the extra `onnx`"
+    )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the export to the Hugging Face hub")
+    parser.add_argument("--public", action="store_true", help="let everybody see what --push creates")

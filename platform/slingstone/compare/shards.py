@@ -1,0 +1,167 @@
+"""What a comparison will do, checked before anything is held, in shards that can be evaluated in any order."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from slingstone.config import Comparison, Models, load, paths
+from slingstone.config.comparison import AlignedRun, Model, OneStep, PromptFile, Stock
+from slingstone.driver import preflight
+from slingstone.prompts.files import read_grouped_prompts
+
+BATCHES = 4
+"""Batches of a shard: what a crash loses."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of one model's pictures of one set of prompts.
+
+    Attributes:
+        model: name of the model.
+        prompts: name of the set.
+        number: which part.
+        total: number of parts.
+        path: of the file with its numbers; its features lie beside.
+    """
+
+    model: str
+    prompts: str
+    number: int
+    total: int
+    path: Path
+
+    @property
+    def features(self) -> Path:
+        """The file with the features of its pictures."""
+        return self.path.with_suffix(".pt")
+
+    @property
+    def done(self) -> bool:
+        """Whether it was evaluated before."""
+        return self.path.is_file()
+
+
+def shards_of(comparison: Comparison) -> list[Shard]:
+    """Return all shards, model after model: the same whatever the number of workers."""
+    size = max(1, comparison.batch_size // comparison.images_per_prompt) * BATCHES
+    sets = {entry.name: list(grouped_prompts(entry)) for entry in comparison.prompts}
+    shards = []
+    for model in comparison.models:
+        kept = model_directory(comparison, model)
+        for name, prompts in sets.items():
+            folder, total = kept / f"{name}-{digest(prompts)}", -(-len(prompts) // size)
+            shards += [Shard(model.name, name, i, total, folder / f"{i:04}.json") for i in range(total)]
+    return shards
+
+
+def grouped_prompts(entry: PromptFile) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the prompts of a set with their groups."""
+    return dict(islice(read_grouped_prompts(entry.path, entry.column, entry.groups).items(), entry.num_prompts))
+
+
+def directory(comparison: Comparison) -> Path:
+    """Return where the results lie."""
+    return Path(comparison.storage) / "evaluate" / comparison.name
+
+
+def model_directory(comparison: Comparison, model: Model) -> Path:
+    """Return the folder of all that is known of a model; another one when its files or settings change."""
+    facts = {
+        "model": model.model_dump(mode="json"),
+        "files": [_state(Path(path)) for path in _files(model)],
+        "rewards": [service.spec.model_dump(mode="json") for service in comparison.rewards.services],
+        "reward_files": [_state(Path(service.checkpoint)) for service in comparison.rewards.services],
+        "features": comparison.features and comparison.features.model_dump(mode="json"),
+        "sampling": [comparison.images_per_prompt, comparison.batch_size, comparison.seed],
+        "measures": [comparison.oracle, comparison.diversity],
+    }
+    return directory(comparison) / "shards" / f"{model.name}-{digest(facts)}"
+
+
+def prepare(comparison: Comparison) -> Comparison:
+    """Return the comparison with absolute paths.
+
+    Raises:
+        ValueError: naming every file that is missing or is not what it should be.
+    """
+    located, features = paths.located, comparison.features
+    if features is not None:
+        found = {"checkpoint": located(features.checkpoint), "images": located(features.images)}
+        features = features.model_copy(update=found)
+    services = tuple(
+        entry.model_copy(update={"checkpoint": located(entry.checkpoint)}) for entry in comparison.rewards.services
+    )
+    resolved = comparison.model_copy(
+        update={
+            "storage": str(Path(comparison.storage).resolve()),
+            "models": tuple(_located(entry) for entry in comparison.models),
+            "prompts": tuple(entry.model_copy(update={"path": located(entry.path)}) for entry in comparison.prompts),
+            "rewards": comparison.rewards.model_copy(update={"services": services}),
+            "features": features,
+        }
+    )
+    if mistakes := list(_mistakes(resolved)):
+        raise ValueError("\n".join(mistakes))
+    return resolved
+
+
+def models_of(entry: AlignedRun | OneStep) -> Models:
+    """Return the models section of a generator; of a run, with what it exported in the place of its generator."""
+    if isinstance(entry, OneStep):
+        return entry.models
+    models = paths.located_models(load(Path(entry.run) / "config.yaml").models)
+    return models.model_copy(update={"generator": str(Path(entry.run) / "pipeline"), "assistant": None})
+
+
+def _located(entry: Model) -> Model:
+    if isinstance(entry, AlignedRun):
+        return entry.model_copy(update={"run": paths.located(entry.run)})
+    if isinstance(entry, OneStep):
+        return entry.model_copy(update={"models": paths.located_models(entry.models)})
+    weights = entry.weights and paths.located(entry.weights)
+    return entry.model_copy(update={"location": paths.located(entry.location), "weights": weights})
+
+
+def _files(entry: Model) -> list[str]:
+    if isinstance(entry, Stock):
+        return [entry.location] if entry.weights is None else [entry.location, entry.weights]
+    return [models_of(entry).reference, models_of(entry).generator]
+
+
+def _mistakes(comparison: Comparison) -> Iterator[str]:
+    named: list[tuple[str, str]] = []
+    for model in comparison.models:
+        field = f"models.{model.name}"
+        if isinstance(model, AlignedRun) and not (Path(model.run) / "pipeline" / "model_index.json").is_file():
+            yield f"{field}.run = {model.run!r}: holds no exported pipeline; finish the run, or give another directory"
+        else:
+            named += [(field, path) for path in _files(model)]
+    for entry in comparison.prompts:
+        try:
+            grouped_prompts(entry)
+        except ValueError as error:
+            yield f"prompts.{entry.name}: {error}"
+    if comparison.rewards.lifecycle == "managed" or comparison.rewards.backend == "in_process":
+        services = comparison.rewards.services
+        named += [(f"rewards.services.{service.name}.checkpoint", service.checkpoint) for service in services]
+    if (features := comparison.features) is not None:
+        named.append(("features.checkpoint", features.checkpoint))
+        if not Path(features.images).is_dir():
+            yield f"features.images = {features.images!r}: is no folder; give one of .png or .jpg pictures"
+    yield from (mistake for field, path in named if (mistake := preflight.there(field, path)))
+
+
+def digest(facts: Any) -> str:
+    """Return a short name for plain values, the same for the same values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Return what changes when the files at a place do; nothing for a hub id."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
