@@ -132,7 +132,7 @@ class TorchEngine:
 
     def snapshot(self) -> Files:
         """Return one file, on rank 0: every rank holds the same."""
-        if _rank() > 0:
+        if dist.is_initialized() and dist.get_rank() > 0:
             return {}
         state = {"module": self.module.state_dict(), "masters": self._own_masters()}
         state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.last_epoch}
@@ -152,7 +152,3 @@ class TorchEngine:
 def trained(module: nn.Module) -> list[nn.Parameter]:
     """Return the weights that are trained."""
     return [weight for weight in module.parameters() if weight.requires_grad]
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

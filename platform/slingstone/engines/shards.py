@@ -48,25 +48,21 @@ def read(path: Path) -> Any:
 @contextmanager
 def no_code() -> Iterator[None]:
     """Let `torch.load` read what checkpoints hold and nothing that runs, also where a library would let it."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
     before = os.environ.get(_FORCED)
     os.environ[_FORCED] = "1"
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        # Classes without code of their own, which DeepSpeed's states name.
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             yield
     finally:
         if before is None:
             del os.environ[_FORCED]
         else:
             os.environ[_FORCED] = before
-
-
-def _allowed() -> list[Any]:
-    """Return the classes, without code of their own, that DeepSpeed's states name."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, ZeroStageEnum, fragment_address]
 
 
 class DamagedCheckpoint(ValueError):

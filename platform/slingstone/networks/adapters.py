@@ -103,7 +103,10 @@ class TrainedPart(nn.Module):
         for name, weight in whole.named_parameters():
             if weight.requires_grad:
                 *path, leaf = name.split(".")
-                _descend(self, path).register_parameter(leaf, weight)
+                parent: Any = self
+                for part in path:
+                    parent = parent._modules.setdefault(part, nn.Module())
+                parent.register_parameter(leaf, weight)
 
     def forward(self, *args: Any) -> Tensor:
         """Run the whole module."""
@@ -113,14 +116,6 @@ class TrainedPart(nn.Module):
 def trained_part(module: nn.Module) -> nn.Module:
     """Return what an engine should be given: the module, or where some of it is frozen its trained part."""
     return module if all(weight.requires_grad for weight in module.parameters()) else TrainedPart(module)
-
-
-def _descend(module: nn.Module, path: list[str]) -> nn.Module:
-    for name in path:
-        if name not in dict(module.named_children()):
-            module.add_module(name, nn.Module())
-        module = module.get_submodule(name)
-    return module
 
 
 def _layers(network: nn.Module) -> dict[str, Any]:

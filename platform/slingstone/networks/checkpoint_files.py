@@ -71,9 +71,7 @@ class PipelineFiles:
             model, info = found.from_pretrained(
                 self.location, subfolder=part, dtype=torch.float32, output_loading_info=True
             )
-        missing = sorted(info["missing_keys"])
-        if missing or info["mismatched_keys"]:
-            wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
+        if wrong := sorted(map(str, info["missing_keys"] or info["mismatched_keys"])):
             raise ValueError(
                 f"{self}: the weights in {part}/ do not fit {part}/config.json: {len(wrong)} missing or of another "
                 f"shape, the first is {wrong[0]}"

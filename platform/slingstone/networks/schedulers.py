@@ -62,12 +62,11 @@ def _noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(_ddim(config).alphas_cumprod)
 
 
-def _many_step_solver(config: dict[str, Any], kind: Solver) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def _many_step_solver(config: dict[str, Any], kind: Solver) -> Any:
     """Return a deterministic many-step solver over the checkpoint's schedule."""
     if kind == "ddim":
         return _ddim(config)
-    made: Any = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
-    return made
+    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
 
 
 def _one_step_scheduler(
@@ -100,10 +99,9 @@ def _one_step_scheduler(
     return LCMScheduler(**shared, original_inference_steps=1)
 
 
-def _ddim(config: dict[str, Any]) -> DDIMScheduler:
+def _ddim(config: dict[str, Any]) -> Any:
     # It clips by default, which is for pixels; the configuration of another scheduler does not say so.
-    made: Any = DDIMScheduler.from_config(config, clip_sample=False)
-    return made
+    return DDIMScheduler.from_config(config, clip_sample=False)
 
 
 def _flow_schedule(config: dict[str, Any]) -> NoiseSchedule:
