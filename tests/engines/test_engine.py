@@ -5,7 +5,8 @@ import torch
 import torch.multiprocessing as mp
 
 from slingstone.config import Runtime
-from slingstone.engines.engine import TorchEngine, build_engine, deepspeed_config
+from slingstone.engines.deepspeed_engine import deepspeed_config
+from slingstone.engines.engine import TorchEngine, build_engine
 from slingstone.plan.engine_memory import average_bytes
 from tests.engines.ranks import ADAM, network, run
 

@@ -60,7 +60,7 @@ def step(place: Place, name: str, architecture) -> tuple[float, dict[str, float]
     runtime = Runtime(engine="torch", num_workers=1, precision="bf16", use_gpu=place.real)
     with place.peak(f"{name}, networks and engines made") as made:
         family = random_family(architecture, variant, place.device, BF16)
-        trainer = trainer_of(family, variant.gradient, 1, decode_chunk=1, runtime=runtime)
+        trainer = trainer_of(family, variant.gradient, 1, runtime)
     with place.peak(f"{name}, first step") as first:
         metrics = trainer.step()
     with place.peak(f"{name}, second step") as second:

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slingstone.networks.adapters import Adapter, adapter_weights, merged, sharing_copy, trained_part
+from slingstone.networks.adapters import TRAINED, Adapter, merged, sharing_copy, trained_part
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.sampling import noise_of_seeds
@@ -145,7 +145,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Stabl
     root = tmp_path_factory.mktemp("published")
     directory = str(tiny_sdxl.write_pipeline(root / "sdxl"))
     family = load(directory, directory, generator_timestep=399, lora=LORA)
-    weights = adapter_weights(shaken(family.generator).network)
+    network = shaken(family.generator).network
+    weights = {
+        name.replace(f".{TRAINED}.", "."): weight.detach()
+        for name, weight in network.named_parameters()
+        if weight.requires_grad
+    }
     file = root / "sdxl-lightning_1step_lora.safetensors"
     save_file(kohya(weights, alpha=2.0), file)
     stock = StableDiffusionXLPipeline.from_pretrained(directory)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 
-from slingstone.networks.denoiser import OneStepGenerator, ScoreNetwork
-from slingstone.networks.outputs import unet_output
+from slingstone.networks.denoiser import OneStepGenerator, ScoreNetwork, unet_output
 from slingstone.networks.protocol import ModelFamily
 from tests import tiny
 

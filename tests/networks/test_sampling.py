@@ -99,7 +99,7 @@ def test_a_family_without_a_pipeline_says_so(tmp_path: Path) -> None:
 
 
 def test_the_pipeline_is_assembled_from_the_familys_own_parts(family: ModelFamily) -> None:
-    assembled = family.pipeline._assemble(family.reference.network, DDIMScheduler())
+    assembled = family.pipeline._assemble(DDIMScheduler())
     assert isinstance(assembled, StableDiffusionPipeline)
     assert assembled.unet is family.reference.network
 

@@ -32,7 +32,8 @@ def test_an_encoding_does_not_depend_on_what_else_is_encoded(family: ModelFamily
 
 def test_encodings_are_remembered_up_to_the_limit_and_carry_no_gradient(family: ModelFamily) -> None:
     computed = []
-    encoder = ClipTextEncoder(family.text_encoder.tokenizer, copy.deepcopy(family.text_encoder.model), cache_prompts=2)
+    encoder = ClipTextEncoder(family.text_encoder.tokenizer, copy.deepcopy(family.text_encoder.model))
+    encoder.cache_prompts = 2
     encoder.model.register_forward_pre_hook(lambda *_: computed.append(1))
     encoder.model.requires_grad_(True)
     for prompt, count in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("a", 3), ("b", 4)):

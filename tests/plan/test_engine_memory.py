@@ -5,9 +5,9 @@ import torch
 import torch.multiprocessing as mp
 
 from slingstone.config import Runtime
-from slingstone.engines.engine import BUCKET
+from slingstone.engines.deepspeed_engine import deepspeed_config
 from slingstone.plan import memory
-from slingstone.plan.engine_memory import BUCKET as COUNTED
+from slingstone.plan.engine_memory import BUCKET
 from tests import tiny
 from tests.engines.ranks import run
 from tests.plan import memory_ranks
@@ -47,7 +47,8 @@ def test_an_engine_holds_what_is_estimated_between_steps_and_at_its_most(engines
 
 
 def test_the_bucket_is_the_engines():
-    assert COUNTED == BUCKET
+    config = deepspeed_config(ENGINES["zero2-fp32-none"], 1.0, weights=10 * BUCKET)
+    assert config["zero_optimization"]["reduce_bucket_size"] == BUCKET
 
 
 # By the pictures of a rank's step: gradients and buffers are the most of one, graphs of sixteen.

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from slingstone.config import ATTENTION, Experiment, load
 from slingstone.networks import latent_diffusion
-from slingstone.networks.activations import LiveBytes, graph_bytes
 from slingstone.networks.adapters import Adapter, sharing_copy
+from slingstone.networks.footprint import LiveBytes, graph_bytes
 from slingstone.plan import memory, report
 from slingstone.plan.published_sizes import PUBLISHED
 from tests import tiny, tiny_pixart, tiny_sd3, tiny_sdxl
@@ -150,9 +150,10 @@ def test_a_step_of_adapters_holds_what_the_estimate_says(tmp_path: Path) -> None
     known = memory.sizes(run)
     expected = memory.estimate(run, known)
     with LiveBytes("cpu") as live:
-        family = latent_diffusion.load(directory, directory, generator_timestep=625, lora=Adapter(4, 4.0, ATTENTION))
+        adapter = Adapter(4, 4.0, ATTENTION)
+        family = latent_diffusion.load(directory, directory, generator_timestep=625, decode_chunk=2, lora=adapter)
         averaged = sharing_copy(family.generator)
-        trainer = trainer_of(family, "recomputed", batch=2, decode_chunk=2)
+        trainer = trainer_of(family, "recomputed", batch=2)
         trainer.step()
         resting = live.now
     assert averaged is not family.generator

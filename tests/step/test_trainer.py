@@ -149,7 +149,8 @@ def test_the_reward_pushes_every_sample_along_its_weighted_gradient(world, rewar
     gradients = []
     world.assistant_lr = 0.0
     world.rewards = [reward("one", SLOPE, 0.5), reward("two", SLOPE.flip(0), 2.0), reward("held out", SLOPE * 9, 0.0)]
-    world.settings = replace(world.settings, reward_weight=10.0, decode_chunk=5)
+    world.settings = replace(world.settings, reward_weight=10.0)
+    world.decoder.chunk = 5
 
     class Watching(world.engine):
         def step(self) -> float:

@@ -33,7 +33,7 @@ def test_the_numbers_of_a_step_are_those_of_the_configuration():
         *("objective.flow=detach_distance", "objective.gradient=recomputed", "objective.reward_weight=3"),
         *("objective.generator_timesteps={low: 1, high: 2}", "objective.assistant_timesteps={low: 3, high: 4}"),
         *("training.batch_size=12", "training.assistant_updates=5", "training.warmup_images=24"),
-        *("training.ema_half_life_images=77", "models.decode_chunk=3"),
+        "training.ema_half_life_images=77",
     ]
     found = step_settings(load(SCENES, overrides), 2)
     assert found.divergence.guidance == divergence.Guidance("outer", 2.5)
@@ -43,7 +43,7 @@ def test_the_numbers_of_a_step_are_those_of_the_configuration():
     assert (found.assistant_timesteps.low, found.assistant_timesteps.high) == (3, 4)
     assert (found.batch_size, found.world_size) == (6, 2), "the trainer counts its own rank's images"
     assert (found.assistant_updates, found.warmup_images) == (5, 24)
-    assert (found.ema_half_life_images, found.decode_chunk) == (77.0, 3)
+    assert found.ema_half_life_images == 77.0
 
 
 def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prompt_before_the_first_step(tmp_path):
@@ -51,9 +51,11 @@ def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prom
     prompts = tiny.write_prompts(tmp_path / "prompts.txt")
     overrides = [f"models.reference={directory}", f"models.generator={directory}", f"evaluation.prompts={prompts}"]
     overrides += ["runtime.precision=bf16", "runtime.gradient_checkpointing=true", "evaluation.num_prompts=3"]
+    overrides += ["models.decode_chunk=3"]
     run = load(SCENES, [*overrides, "models.generator_timestep=625"])
     family = load_family(run, torch.device("cpu"))
     assert next(family.reference.parameters()).dtype == torch.bfloat16
+    assert family.decoder.chunk == 3
     for network in (family.generator, family.assistant, family.reference):
         assert network.network.is_gradient_checkpointing
     for rank in range(2):

@@ -5,9 +5,7 @@ import torch
 from slingstone.config import Experiment
 from slingstone.networks.adapters import Adapter, cast_frozen
 from slingstone.networks.latent_diffusion import load
-from slingstone.networks.protocol import ModelFamily
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from slingstone.networks.protocol import DTYPES, ModelFamily
 
 
 def load_family(experiment: Experiment, device: torch.device) -> ModelFamily:

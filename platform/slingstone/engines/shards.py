@@ -48,72 +48,21 @@ def read(path: Path) -> Any:
 @contextmanager
 def no_code() -> Iterator[None]:
     """Let `torch.load` read what checkpoints hold and nothing that runs, also where a library would let it."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
     before = os.environ.get(_FORCED)
     os.environ[_FORCED] = "1"
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        # Classes without code of their own, which DeepSpeed's states name.
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             yield
     finally:
         if before is None:
             del os.environ[_FORCED]
         else:
             os.environ[_FORCED] = before
-
-
-def _allowed() -> list[Any]:
-    """Return the classes, without code of their own, that DeepSpeed's states name."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, ZeroStageEnum, fragment_address]
-
-
-class HostMemory:
-    """Takes the place of DeepSpeed's checkpoint engine: what it would write is copied, what it reads is no code."""
-
-    def __init__(self) -> None:
-        self.files: Files = {}
-
-    def save(self, state_dict: Any, path: str) -> None:
-        """Copy instead of writing."""
-        self.files[path] = copied(state_dict)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read a file of tensors and plain values to the CPU."""
-        return read(Path(path))
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a directory, into which DeepSpeed copies a script of its own."""
-        os.makedirs(path, exist_ok=exist_ok)
-
-    def create(self, info: Any) -> None:
-        """Be told that a checkpoint begins."""
-
-    def commit(self, info: Any) -> bool:
-        """Be told that it ends."""
-        return True
-
-    def is_data_parallel_writer(self, dp_rank: int) -> bool:
-        """Say whether a rank writes what all hold."""
-        return dp_rank == 0
-
-    def is_decoupled(self) -> bool:
-        """Say that no process of its own writes."""
-        return False
-
-    def set_commit_info(self, info: Any) -> None:
-        """Keep nothing."""
-
-    def get_commit_info(self) -> None:
-        """Return nothing."""
-
-    def cleanup(self) -> None:
-        """Hold nothing that must be given back."""
-
-    def preserves_storage_sharing(self) -> bool:
-        """Say that views need not be cloned for us: `copied` clones them."""
-        return False
 
 
 class DamagedCheckpoint(ValueError):

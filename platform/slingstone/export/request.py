@@ -15,9 +15,7 @@ from slingstone.engines.family import load_family
 from slingstone.engines.saved_weights import Weights, saved_weights
 from slingstone.export.model_card import Provenance, model_card
 from slingstone.export.onnx_file import write_onnx
-from slingstone.networks.protocol import ModelFamily
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from slingstone.networks.protocol import DTYPES, ModelFamily
 
 
 @dataclass(frozen=True)

@@ -82,21 +82,11 @@ def merged(network: Module) -> Module:
     alone: Any = nn.Module.float(copy.deepcopy(network))
     for name, layer in _layers(alone).items():
         layer.merge()
-        parent, _, leaf = name.rpartition(".")
-        setattr(alone.get_submodule(parent), leaf, layer.get_base_layer())
+        alone.set_submodule(name, layer.get_base_layer())
     # What peft and diffusers left behind; they would take the network for one with adapters.
     vars(alone).pop("peft_config", None)
     alone._hf_peft_config_loaded = False
     return alone
-
-
-def adapter_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return the trained adapter as diffusers names its weights in a file of LoRA weights."""
-    return {
-        name.replace(f".{TRAINED}.", "."): weight.detach()
-        for name, weight in network.named_parameters()
-        if f".{TRAINED}." in name
-    }
 
 
 class TrainedPart(nn.Module):
@@ -113,7 +103,10 @@ class TrainedPart(nn.Module):
         for name, weight in whole.named_parameters():
             if weight.requires_grad:
                 *path, leaf = name.split(".")
-                _descend(self, path).register_parameter(leaf, weight)
+                parent: Any = self
+                for part in path:
+                    parent = parent._modules.setdefault(part, nn.Module())
+                parent.register_parameter(leaf, weight)
 
     def forward(self, *args: Any) -> Tensor:
         """Run the whole module."""
@@ -123,14 +116,6 @@ class TrainedPart(nn.Module):
 def trained_part(module: nn.Module) -> nn.Module:
     """Return what an engine should be given: the module, or where some of it is frozen its trained part."""
     return module if all(weight.requires_grad for weight in module.parameters()) else TrainedPart(module)
-
-
-def _descend(module: nn.Module, path: list[str]) -> nn.Module:
-    for name in path:
-        if name not in dict(module.named_children()):
-            module.add_module(name, nn.Module())
-        module = module.get_submodule(name)
-    return module
 
 
 def _layers(network: nn.Module) -> dict[str, Any]:

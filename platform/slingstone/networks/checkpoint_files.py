@@ -1,7 +1,7 @@
 """Reads the parts of a diffusers pipeline, and says in one sentence what is wrong with one that cannot be read."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,11 @@ UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportErro
 
 Model = TypeVar("Model", bound=ModelMixin | PreTrainedModel)
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, without its line breaks."""
+    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,7 @@ class PipelineFiles:
             model, info = found.from_pretrained(
                 self.location, subfolder=part, dtype=torch.float32, output_loading_info=True
             )
-        missing = sorted(info["missing_keys"])
-        if missing or info["mismatched_keys"]:
-            wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
+        if wrong := sorted(map(str, info["missing_keys"] or info["mismatched_keys"])):
             raise ValueError(
                 f"{self}: the weights in {part}/ do not fit {part}/config.json: {len(wrong)} missing or of another "
                 f"shape, the first is {wrong[0]}"
@@ -83,6 +86,15 @@ class PipelineFiles:
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             raise ValueError(f"{self}: {part} has an empty vocabulary; copy or export the checkpoint again")
         return tokenizer
+
+    def parts(self, kinds: Mapping[str, type[Any]]) -> dict[str, Any]:
+        """Load tokenizers, and models without gradient, by their names in the pipeline."""
+        return {
+            part: self.tokenizer(part, kind)
+            if issubclass(kind, PreTrainedTokenizerBase)
+            else self.model(part, kind).requires_grad_(False)
+            for part, kind in kinds.items()
+        }
 
     def scheduler_config(self) -> dict[str, Any]:
         """Return the configuration of the pipeline's scheduler."""
@@ -113,9 +125,8 @@ class PipelineFiles:
             HfApi().model_info(self.location, timeout=HUB_TIMEOUT_S)
         # Its kinds are those of whatever transport the hub's client uses.
         except Exception as error:
-            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{self} is no directory here, and no hub repository that can be read: {reason}"
+                f"{self} is no directory here, and no hub repository that can be read: {one_line(error)}"
             ) from error
 
     @contextmanager
@@ -129,8 +140,7 @@ class PipelineFiles:
         try:
             yield
         except UNREADABLE as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self}: {part} cannot be used: {reason}") from error
+            raise ValueError(f"{self}: {part} cannot be used: {one_line(error)}") from error
         finally:
             if bars:
                 logging.enable_progress_bar()

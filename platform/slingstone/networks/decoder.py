@@ -8,6 +8,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from slingstone.networks.checkpoint_files import one_line
+
 
 class VaeDecoder(nn.Module):
     """Latents to pictures: `clamp(vae.decode(latents / scaling_factor + shift_factor) / 2 + 1/2, 0, 1)`.
@@ -16,10 +18,10 @@ class VaeDecoder(nn.Module):
 
     Args:
         vae: the autoencoder; a tiny one decodes the same latents coarsely, with a fraction of the memory.
-        chunk: decode so many pictures at a time, to bound memory; None decodes the whole batch at once.
+        chunk: decode so many pictures at a time, to bound memory; 0 decodes the whole batch at once.
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, chunk: int | None = None):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, chunk: int = 0):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.chunk = chunk
@@ -55,8 +57,9 @@ def reward_decoder(
     try:
         vae: Any = AutoencoderTiny.from_pretrained(location)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"reward_decoder {location!r} cannot be read as an AutoencoderTiny: {reason}") from error
+        raise ValueError(
+            f"reward_decoder {location!r} cannot be read as an AutoencoderTiny: {one_line(error)}"
+        ) from error
     own, tiny = decoder.vae.config["latent_channels"], vae.config["latent_channels"]
     if own != tiny:
         raise ValueError(

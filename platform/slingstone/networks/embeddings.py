@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,12 @@ def fingerprint(encoder: nn.Module) -> str:
     for name, value in sorted(vars(encoder).items()):
         if isinstance(value, bool | int | float | str) and name not in ("training", "cache_prompts"):
             found.update(f"{name}={value!r};".encode())
-        for tokenizer in _tokenizers(value):
+        tokenizers: Any = [
+            item
+            for item in (value if isinstance(value, tuple) else (value,))
+            if isinstance(item, PreTrainedTokenizerBase)
+        ]
+        for tokenizer in tokenizers:
             found.update(f"{name}:{tokenizer.model_max_length}:{tokenizer.pad_token_id};".encode())
             rules = json.loads(tokenizer.backend_tokenizer.to_str())
             # What the last call asked for.
@@ -62,9 +66,3 @@ def fingerprint(encoder: nn.Module) -> str:
         found.update(f"{name}{tuple(weight.shape)}{weight.dtype};".encode())
         found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:32]
-
-
-def _tokenizers(value: Any) -> Iterator[Any]:
-    for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, PreTrainedTokenizerBase):
-            yield item

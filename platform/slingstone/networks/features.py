@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import AutoModel, CLIPModel
 
+from slingstone.networks.checkpoint_files import one_line
+
 ExtractorKind = Literal["clip", "dinov2", "inception"]
 Extractor = Callable[[Float[Tensor, "batch 3 rows columns"]], Float[Tensor, "batch feature"]]
 """RGB pictures in [0, 1] to features, on the CPU in fp32."""
@@ -48,8 +50,9 @@ def load_extractor(kind: ExtractorKind, checkpoint: str, device: torch.device | 
             return lambda images: _no_graph(lambda: embed(images))
         dino = AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval().to(device)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"features.checkpoint = {checkpoint!r}: cannot be loaded as {kind}: {reason}") from error
+        raise ValueError(
+            f"features.checkpoint = {checkpoint!r}: cannot be loaded as {kind}: {one_line(error)}"
+        ) from error
     prepare = _preparation(checkpoint, 224, IMAGENET_MEAN, IMAGENET_STD)
     return lambda images: _no_graph(lambda: dino(prepare(images).to(device)).pooler_output)
 

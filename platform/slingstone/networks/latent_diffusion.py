@@ -10,10 +10,9 @@ from slingstone.networks.checkpoint_files import PipelineFiles
 from slingstone.networks.decoder import VaeDecoder
 from slingstone.networks.denoiser import GeneratorInput, OneStepGenerator, ScoreNetwork
 from slingstone.networks.layouts import LAYOUTS, Layout
-from slingstone.networks.lora_file import is_lora, with_initial_adapter
-from slingstone.networks.pipelines import StableDiffusion
+from slingstone.networks.pipelines import LatentPipeline
 from slingstone.networks.protocol import ModelFamily
-from slingstone.networks.weights_file import is_weights_file, network_like, read_weights
+from slingstone.networks.weights_file import is_weights_file, network_from_file
 from slingstone.objectives.diffusion import NoiseSchedule, Prediction
 
 
@@ -25,7 +24,7 @@ def load(
     generator_timestep: int,
     generator_input: GeneratorInput = "scaled",
     generator_noise_level: float | None = None,
-    decode_chunk: int | None = None,
+    decode_chunk: int = 0,
     gradient_checkpointing: bool = False,
     lora: Adapter | None = None,
     device: torch.device | str = "cpu",
@@ -42,7 +41,7 @@ def load(
         generator_input: whether it is fed `sigma_T z` or `z`.
         generator_noise_level: `sigma / alpha` that the generator was made for, where it lies between timesteps, as
             PixArt's 2.5; T is then the nearest timestep. None takes the schedule's at T.
-        decode_chunk: decode so many pictures at a time; None decodes the whole batch at once.
+        decode_chunk: decode so many pictures at a time; 0 decodes the whole batch at once.
         gradient_checkpointing: recompute activations of networks and decoder in the backward pass.
         lora: train adapters of generator and assistant; what they share with the reference is then one in memory. A
             generator or assistant that is a whole network keeps frozen weights of its own. None trains whole networks.
@@ -57,15 +56,17 @@ def load(
     config = files.scheduler_config()
     with files.reading("scheduler"):
         schedule = layout.process.schedule(config)
-        known = Known(layout, reference, network, layout.process.prediction(config))
+        shared = Reference(layout, reference, network, layout.process.prediction(config))
     _check_timestep(files, schedule, generator_timestep, generator_noise_level)
     vae = files.model("vae", AutoencoderKL)
     side = network.config["sample_size"]
+    prompting = files.parts(layout.prompting)
+    settings = {name: files.index.get(name, default) for name, default in layout.settings.items()}
     # Each of the VAE's levels but one halves the picture.
-    prompting = layout.prompting(files, side * 2 ** (len(vae.config["block_out_channels"]) - 1))
+    encoder = layout.encoder(prompting, side * 2 ** (len(vae.config["block_out_channels"]) - 1), settings)
 
-    one_step, one_step_prediction = _start("generator", generator, known, lora)
-    online, online_prediction = _start("assistant", assistant or reference, known, lora)
+    one_step, one_step_prediction = _start("generator", generator, shared, lora)
+    online, online_prediction = _start("assistant", assistant or reference, shared, lora)
     if gradient_checkpointing:
         for module in (network, one_step, online, vae):
             module.enable_gradient_checkpointing()
@@ -76,17 +77,17 @@ def load(
             one_step, call, one_step_prediction, schedule, generator_timestep, generator_input, generator_noise_level
         ).to(device),
         assistant=ScoreNetwork(online, call, online_prediction, schedule).to(device),
-        reference=ScoreNetwork(network, call, known.prediction, schedule).requires_grad_(False).to(device),
-        text_encoder=prompting.encoder.to(device),
+        reference=ScoreNetwork(network, call, shared.prediction, schedule).requires_grad_(False).to(device),
+        text_encoder=encoder.to(device),
         decoder=VaeDecoder(vae, decode_chunk).to(device),
         schedule=schedule,
         latent_shape=(network.config["in_channels"], side, side),
-        pipeline=StableDiffusion(layout, vae, prompting.parts, network, config),
+        pipeline=LatentPipeline(layout, vae, prompting | settings, network, config),
     )
 
 
-class Known(NamedTuple):
-    """The reference: what the other networks of a run must agree with, and start from or share."""
+class Reference(NamedTuple):
+    """What the other networks of a run must agree with, and start from or share."""
 
     layout: Layout
     location: str
@@ -94,7 +95,7 @@ class Known(NamedTuple):
     prediction: Prediction
 
 
-def _start(role: str, location: str, reference: Known, lora: Adapter | None) -> tuple[Any, Prediction]:
+def _start(role: str, location: str, reference: Reference, lora: Adapter | None) -> tuple[Any, Prediction]:
     """Return the network that a role trains, wholly or by an adapter, and its prediction type."""
     if lora is None:
         network, prediction = _network(role, location, reference)
@@ -105,7 +106,7 @@ def _start(role: str, location: str, reference: Known, lora: Adapter | None) -> 
     return network, prediction
 
 
-def _network(role: str, location: str, reference: Known) -> tuple[Any, Prediction]:
+def _network(role: str, location: str, reference: Reference) -> tuple[Any, Prediction]:
     """Return a network and its prediction type, once it is known to share latents and text with the reference.
 
     It shares the reference's weights in memory where these are frozen and it starts from them.
@@ -113,12 +114,7 @@ def _network(role: str, location: str, reference: Known) -> tuple[Any, Predictio
     if location == reference.location:
         return sharing_copy(reference.network), reference.prediction
     if is_weights_file(location):
-        weights = read_weights(role, location)
-        if is_lora(weights):
-            made = with_initial_adapter(reference.network, reference.layout, role, location, weights)
-        else:
-            made = network_like(reference.network, role, location, weights)
-        return made, reference.prediction
+        return network_from_file(reference.network, reference.layout, role, location), reference.prediction
     layout = reference.layout
     files = PipelineFiles.find(role, location, [layout.pipeline.__name__])
     network: Any = files.model(layout.network, layout.kind)

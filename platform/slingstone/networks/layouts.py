@@ -15,53 +15,26 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from slingstone.networks.checkpoint_files import PipelineFiles
-from slingstone.networks.denoiser import GeneratorInput, Output
-from slingstone.networks.flow import flow_one_step, flow_prediction, flow_schedule, flow_solver
-from slingstone.networks.outputs import Sd3Output, pixart_output, unet_output
-from slingstone.networks.protocol import Solver
-from slingstone.networks.schedulers import many_step_solver, noise_schedule, one_step_scheduler, prediction
-from slingstone.networks.text import ClipTextEncoder, RememberingEncoder
-from slingstone.networks.text_sd3 import Sd3TextEncoder
-from slingstone.networks.text_sdxl import SdxlTextEncoder
-from slingstone.networks.text_t5 import PixArtTextEncoder
-from slingstone.objectives.diffusion import NoiseSchedule, Prediction
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """What turns prompts into conditions.
-
-    Attributes:
-        encoder: of the run.
-        parts: the same tokenizers and models by their names in the pipeline, with the settings that go with them.
-    """
-
-    encoder: RememberingEncoder
-    parts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Process:
-    """How the configuration of a scheduler is read.
-
-    Attributes:
-        schedule: its `alpha_t`, `sigma_t`.
-        prediction: what the networks predict.
-        solver: the many-step solver.
-        one_step: the scheduler under which a stock pipeline takes the generator's step.
-    """
-
-    schedule: Callable[[dict[str, Any]], NoiseSchedule]
-    prediction: Callable[[dict[str, Any]], Prediction]
-    solver: Callable[[dict[str, Any], Solver], Any]
-    one_step: Callable[[dict[str, Any], Prediction, int, GeneratorInput, float | None], Any]
-
-
-VARIANCE_PRESERVING = Process(noise_schedule, prediction, many_step_solver, one_step_scheduler)
-FLOW_MATCHING = Process(flow_schedule, flow_prediction, flow_solver, flow_one_step)
+from slingstone.networks.denoiser import Output, Sd3Output, pixart_output, unet_output
+from slingstone.networks.schedulers import FLOW_MATCHING, VARIANCE_PRESERVING, Process
+from slingstone.networks.text import (
+    ClipTextEncoder,
+    PixArtTextEncoder,
+    RememberingEncoder,
+    Sd3TextEncoder,
+    SdxlTextEncoder,
+)
+from slingstone.objectives.diffusion import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -70,7 +43,8 @@ class Layout:
 
     Attributes:
         pipeline: the class.
-        prompting: loads its text encoders, given the files and the side of the pictures in pixels.
+        prompting: its tokenizers and text encoders, by their names in the pipeline.
+        encoder: made of these, given the side of the pictures in pixels and the settings.
         conditions: the names of a condition, and what the pipeline's call names them; unconditional ones have
             `negative_` before it.
         network: the denoising network's name in the pipeline.
@@ -78,83 +52,51 @@ class Layout:
         output: how it is called, given the schedule.
         process: how its scheduler is read.
         agreeing: what all networks of a run must share, as their configurations spell it.
+        settings: of the pipeline's constructor, where model_index.json does not say otherwise.
         options: the pipeline's constructor arguments for what no run needs.
         call: arguments of the pipeline's call that any run needs.
     """
 
     pipeline: type[DiffusionPipeline]
-    prompting: Callable[[PipelineFiles, int], Prompting]
+    prompting: Mapping[str, type[PreTrainedTokenizerBase | PreTrainedModel]]
+    encoder: Callable[[dict[str, Any], int, dict[str, Any]], RememberingEncoder]
     conditions: Mapping[str, str]
     network: str = "unet"
     kind: type[ModelMixin] = UNet2DConditionModel
     output: Callable[[NoiseSchedule], Output] = lambda _: unet_output
     process: Process = VARIANCE_PRESERVING
     agreeing: tuple[str, ...] = ("in_channels", "out_channels", "sample_size", "cross_attention_dim")
+    settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _stable_diffusion(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizer = files.tokenizer("tokenizer", CLIPTokenizer)
-    model = files.model("text_encoder", CLIPTextModel).requires_grad_(False)
-    return Prompting(ClipTextEncoder(tokenizer, model), {"tokenizer": tokenizer, "text_encoder": model})
-
-
-def _sdxl(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizers = files.tokenizer("tokenizer", CLIPTokenizer), files.tokenizer("tokenizer_2", CLIPTokenizer)
-    first = files.model("text_encoder", CLIPTextModel).requires_grad_(False)
-    second = files.model("text_encoder_2", CLIPTextModelWithProjection).requires_grad_(False)
-    zero_null = bool(files.index.get("force_zeros_for_empty_prompt", True))
-    parts = {
-        "tokenizer": tokenizers[0],
-        "tokenizer_2": tokenizers[1],
-        "text_encoder": first,
-        "text_encoder_2": second,
-        "force_zeros_for_empty_prompt": zero_null,
-    }
-    return Prompting(SdxlTextEncoder(tokenizers, (first, second), picture_side, zero_null), parts)
-
-
-def _pixart(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizer = files.tokenizer("tokenizer", T5Tokenizer)
-    model = files.model("text_encoder", T5EncoderModel).requires_grad_(False)
-    encoder = PixArtTextEncoder(tokenizer, model, picture_side)
-    return Prompting(encoder, {"tokenizer": tokenizer, "text_encoder": model})
-
-
-def _sd3(files: PipelineFiles, picture_side: int) -> Prompting:
-    tokenizers = files.tokenizer("tokenizer", CLIPTokenizer), files.tokenizer("tokenizer_2", CLIPTokenizer)
-    first = files.model("text_encoder", CLIPTextModelWithProjection).requires_grad_(False)
-    second = files.model("text_encoder_2", CLIPTextModelWithProjection).requires_grad_(False)
-    t5_tokenizer = files.tokenizer("tokenizer_3", T5Tokenizer)
-    t5 = files.model("text_encoder_3", T5EncoderModel).requires_grad_(False)
-    parts = {
-        "tokenizer": tokenizers[0],
-        "tokenizer_2": tokenizers[1],
-        "tokenizer_3": t5_tokenizer,
-        "text_encoder": first,
-        "text_encoder_2": second,
-        "text_encoder_3": t5,
-    }
-    return Prompting(Sd3TextEncoder(tokenizers, (first, second), t5_tokenizer, t5), parts)
-
-
+ZERO_NULL = "force_zeros_for_empty_prompt"
 STABLE_DIFFUSION = Layout(
     pipeline=StableDiffusionPipeline,
-    prompting=_stable_diffusion,
+    prompting={"tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel},
+    encoder=lambda parts, side, settings: ClipTextEncoder(**parts),
     conditions={"text": "prompt_embeds"},
     options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
 )
 SDXL = Layout(
     pipeline=StableDiffusionXLPipeline,
-    prompting=_sdxl,
+    prompting={
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": CLIPTokenizer,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    },
+    encoder=lambda parts, side, settings: SdxlTextEncoder(**parts, picture_side=side, zero_null=settings[ZERO_NULL]),
+    settings={ZERO_NULL: True},
     conditions={"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"},
     agreeing=(*STABLE_DIFFUSION.agreeing, "addition_embed_type", "projection_class_embeddings_input_dim"),
     options={"add_watermarker": False},
 )
 PIXART = Layout(
     pipeline=PixArtAlphaPipeline,
-    prompting=_pixart,
+    prompting={"tokenizer": T5Tokenizer, "text_encoder": T5EncoderModel},
+    encoder=lambda parts, side, settings: PixArtTextEncoder(**parts, picture_side=side),
     conditions={"text": "prompt_embeds", "mask": "prompt_attention_mask"},
     network="transformer",
     kind=PixArtTransformer2DModel,
@@ -164,7 +106,15 @@ PIXART = Layout(
 )
 SD3 = Layout(
     pipeline=StableDiffusion3Pipeline,
-    prompting=_sd3,
+    prompting={
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": CLIPTokenizer,
+        "text_encoder": CLIPTextModelWithProjection,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "tokenizer_3": T5Tokenizer,
+        "text_encoder_3": T5EncoderModel,
+    },
+    encoder=lambda parts, side, settings: Sd3TextEncoder(**parts),
     conditions=SDXL.conditions,
     network="transformer",
     kind=SD3Transformer2DModel,

@@ -1,8 +1,9 @@
-"""Stable Diffusion as diffusers runs it: many-step sampling, and one-step pipelines for export."""
+"""Families as diffusers runs them: many-step sampling, and one-step pipelines for export."""
 
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,23 @@ from slingstone.networks.layouts import Layout
 from slingstone.networks.protocol import Condition, Solver
 
 
-class StableDiffusion:
-    """The `Pipeline` of a checkpoint of any known layout; `network` is the reference's, shared and not copied.
+@dataclass(frozen=True)
+class LatentPipeline:
+    """The `Pipeline` of a checkpoint of any layout.
 
-    Args:
+    Attributes:
         layout: the class of the checkpoint.
         vae: the autoencoder.
-        prompting: tokenizers and text encoders by their names in the pipeline; see `Prompting.parts`.
-        network: the reference's.
+        prompting: tokenizers, text encoders and their settings by their names in the pipeline.
+        network: the reference's, shared and not copied.
         scheduler_config: of the checkpoint.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        vae: AutoencoderKL,
-        prompting: Mapping[str, Any],
-        network: ModelMixin,
-        scheduler_config: dict[str, Any],
-    ):
-        self.layout = layout
-        self.vae = vae
-        self.prompting = prompting
-        self.network = network
-        self.scheduler_config = scheduler_config
+    layout: Layout
+    vae: AutoencoderKL
+    prompting: Mapping[str, Any]
+    network: ModelMixin
+    scheduler_config: dict[str, Any]
 
     @torch.no_grad()
     def sample(
@@ -55,8 +49,7 @@ class StableDiffusion:
         """Run diffusers' own pipeline from `noise` to latents; see `Pipeline.sample`."""
         silent = {name: None if isinstance(part, nn.Module) else part for name, part in self.prompting.items()}
         # Without text encoders, which may lie on another device: stock pipelines ask them where and in what to compute.
-        alone = StableDiffusion(self.layout, self.vae, silent, self.network, self.scheduler_config)
-        pipeline = alone._assemble(self.network, self.layout.process.solver(self.scheduler_config, solver))
+        pipeline = replace(self, prompting=silent)._assemble(self.layout.process.solver(self.scheduler_config, solver))
         pipeline.set_progress_bar_config(disable=True)
         dtype, rows = self.network.dtype, 0
 
@@ -100,7 +93,7 @@ class StableDiffusion:
         """Write a pipeline of the checkpoint's class that gives the generator's picture in one step, adapters merged.
 
         `DiffusionPipeline.from_pretrained(directory)(prompt, num_inference_steps=1, guidance_scale=0)` runs it, and so
-        does `timesteps=[T]`; see `one_step_scheduler` and `flow_one_step`.
+        does `timesteps=[T]`; see `schedulers`.
         """
         assert isinstance(generator, OneStepGenerator)
         scheduler = self.layout.process.one_step(
@@ -115,12 +108,12 @@ class StableDiffusion:
             name: _in_dtype(part, dtype) if isinstance(part, nn.Module) else part
             for name, part in self.prompting.items()
         }
-        exported = StableDiffusion(self.layout, vae, prompting, network, self.scheduler_config)
-        write_pipeline(exported._assemble(network, scheduler), directory)
+        exported = replace(self, vae=vae, prompting=prompting, network=network)
+        write_pipeline(exported._assemble(scheduler), directory)
 
-    def _assemble(self, network: ModelMixin, scheduler: Any) -> Any:
+    def _assemble(self, scheduler: Any) -> Any:
         made: Any = self.layout.pipeline
-        parts = {"vae": self.vae, self.layout.network: network, "scheduler": scheduler, **self.prompting}
+        parts = {"vae": self.vae, self.layout.network: self.network, "scheduler": scheduler, **self.prompting}
         return made(**parts, **self.layout.options)
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from slingstone.objectives.diffusion import NoiseSchedule
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""By the names that a configuration uses."""
 
 Condition = Mapping[str, Tensor]
 """What a network is conditioned on: named tensors whose first axis is the batch (embeddings, masks, time ids...)."""
@@ -31,6 +34,9 @@ class TextEncoder(Protocol):
 @runtime_checkable
 class ImageDecoder(Protocol):
     """Turns latents into RGB pictures; differentiable in the latents."""
+
+    chunk: int
+    """Pictures decoded at a time, to bound memory; 0 is the whole batch."""
 
     def decode(self, latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 3 rows columns"]:
         """Return pictures in [0, 1]."""
@@ -77,19 +83,11 @@ class Pipeline(Protocol):
 class NoPipeline:
     """The pipeline of a family that is not made of a checkpoint, such as a toy with an exact score."""
 
-    def sample(
-        self,
-        noise: Float[Tensor, "batch channel height width"],
-        condition: Condition,
-        null: Condition,
-        steps: int,
-        guidance: float,
-        solver: Solver,
-    ) -> tuple[Float[Tensor, "batch channel height width"], int]:
+    def sample(self, *_: Any, **__: Any) -> Any:
         """Raise: there is nothing to sample with."""
         raise ValueError("this model family has no many-step sampler: load it from a checkpoint")
 
-    def save(self, generator: nn.Module, directory: Path, dtype: torch.dtype) -> None:
+    def save(self, *_: Any, **__: Any) -> None:
         """Raise: there is nothing to write."""
         raise ValueError("this model family has no layout to export to: load it from a checkpoint")
 

@@ -47,9 +47,9 @@ def one_step_sampler(family: ModelFamily, generator: nn.Module) -> Sampler:
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
         condition = family.text_encoder.encode(prompts)
         noise = noise_of_seeds(seeds, family.latent_shape, device)
-        start = _now(device)
+        start = now(device)
         images = family.decoder.decode(generator(noise, condition))
-        return Pictures(images, _now(device) - start, network_evaluations=1)
+        return Pictures(images, now(device) - start, network_evaluations=1)
 
     return sample
 
@@ -69,15 +69,16 @@ def reference_sampler(family: ModelFamily, steps: int, guidance: float, solver: 
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
         condition, null = family.text_encoder.encode(prompts), family.text_encoder.null(len(prompts))
         noise = noise_of_seeds(seeds, family.latent_shape, device)
-        start = _now(device)
+        start = now(device)
         latents, evaluations = family.pipeline.sample(noise, condition, null, steps, guidance, solver)
         images = family.decoder.decode(latents)
-        return Pictures(images, _now(device) - start, evaluations)
+        return Pictures(images, now(device) - start, evaluations)
 
     return sample
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Return the time in seconds, once the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,8 +1,18 @@
-"""From the configuration of a checkpoint's scheduler to tables, many-step solvers and one-step schedulers."""
+"""What the configuration of a checkpoint's scheduler says: tables, many-step solvers and one-step schedulers."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+)
+from jaxtyping import Float
+from torch import Tensor
 
 from slingstone.networks.denoiser import GeneratorInput
 from slingstone.networks.protocol import Solver
@@ -12,8 +22,25 @@ PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_predi
 """What diffusers calls each prediction type."""
 
 
-def prediction(config: dict[str, Any]) -> Prediction:
-    """Return what the checkpoint's UNet predicts.
+@dataclass(frozen=True)
+class Process:
+    """How the configuration of a scheduler is read.
+
+    Attributes:
+        schedule: its `alpha_t`, `sigma_t`.
+        prediction: what the networks predict.
+        solver: the many-step solver.
+        one_step: the scheduler under which a stock pipeline takes the generator's step.
+    """
+
+    schedule: Callable[[dict[str, Any]], NoiseSchedule]
+    prediction: Callable[[dict[str, Any]], Prediction]
+    solver: Callable[[dict[str, Any], Solver], Any]
+    one_step: Callable[[dict[str, Any], Prediction, int, GeneratorInput, float | None], Any]
+
+
+def _prediction(config: dict[str, Any]) -> Prediction:
+    """Return what the checkpoint's network predicts.
 
     Raises:
         ValueError: if it is of no known type.
@@ -24,7 +51,7 @@ def prediction(config: dict[str, Any]) -> Prediction:
     return PREDICTIONS[kind]
 
 
-def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
+def _noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
     """Return `alpha_t`, `sigma_t` by diffusers' own reading of the betas.
 
     Raises:
@@ -35,20 +62,19 @@ def noise_schedule(config: dict[str, Any]) -> NoiseSchedule:
     return NoiseSchedule.from_alphas_cumprod(_ddim(config).alphas_cumprod)
 
 
-def many_step_solver(config: dict[str, Any], kind: Solver) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def _many_step_solver(config: dict[str, Any], kind: Solver) -> Any:
     """Return a deterministic many-step solver over the checkpoint's schedule."""
     if kind == "ddim":
         return _ddim(config)
-    made: Any = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
-    return made
+    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
 
 
-def one_step_scheduler(
+def _one_step_scheduler(
     config: dict[str, Any],
     kind: Prediction,
     timestep: int,
     generator_input: GeneratorInput,
-    noise_level: float | None = None,
+    noise_level: float | None,
 ) -> EulerDiscreteScheduler | LCMScheduler:
     """Return a stock scheduler that makes `num_inference_steps=1` the one-step generator's call at `timestep`.
 
@@ -73,7 +99,65 @@ def one_step_scheduler(
     return LCMScheduler(**shared, original_inference_steps=1)
 
 
-def _ddim(config: dict[str, Any]) -> DDIMScheduler:
+def _ddim(config: dict[str, Any]) -> Any:
     # It clips by default, which is for pixels; the configuration of another scheduler does not say so.
-    made: Any = DDIMScheduler.from_config(config, clip_sample=False)
-    return made
+    return DDIMScheduler.from_config(config, clip_sample=False)
+
+
+def _flow_schedule(config: dict[str, Any]) -> NoiseSchedule:
+    """Return the scheduler's shifted sigmas, from the smallest to 1.
+
+    Raises:
+        ValueError: if the scheduler is no flow's, or its shift depends on the size of the pictures.
+    """
+    name = FlowMatchEulerDiscreteScheduler.__name__
+    if config.get("_class_name") != name:
+        raise ValueError(f"{config.get('_class_name')} is no {name}, so no flow-matching schedule")
+    if config.get("use_dynamic_shifting"):
+        raise ValueError("use_dynamic_shifting is true, so there is no one schedule; set it to false, and a shift")
+    return NoiseSchedule.from_flow_sigmas(_sigmas(config).flip(0))
+
+
+def _flow_solver(config: dict[str, Any], kind: Solver) -> FlowMatchEulerDiscreteScheduler:
+    """Return Euler's solver, which is DDIM's step in a flow.
+
+    Raises:
+        ValueError: if another solver is asked for.
+    """
+    if kind != "ddim":
+        raise ValueError(f"solver is {kind!r}, but flow-matching models are sampled by 'ddim' (Euler's step) only")
+    return _euler(config)
+
+
+def _flow_one_step(
+    config: dict[str, Any],
+    kind: Prediction,
+    timestep: int,
+    generator_input: GeneratorInput,
+    noise_level: float | None,
+) -> FlowMatchEulerDiscreteScheduler:
+    """Return the stock scheduler, whose only step starts from pure noise.
+
+    Raises:
+        ValueError: if the generator starts elsewhere; `num_inference_steps=1` cannot say where.
+    """
+    last = len(_sigmas(config)) - 1
+    if timestep != last or noise_level is not None:
+        raise ValueError(
+            f"generator_timestep is {timestep}, but a flow-matching pipeline takes its one step from pure noise: "
+            f"only generators of timestep {last}, without a noise level of their own, can be exported"
+        )
+    return _euler(config)
+
+
+def _euler(config: dict[str, Any]) -> Any:
+    return FlowMatchEulerDiscreteScheduler.from_config(config)
+
+
+def _sigmas(config: dict[str, Any]) -> Float[Tensor, " steps"]:
+    return _euler(config).sigmas
+
+
+VARIANCE_PRESERVING = Process(_noise_schedule, _prediction, _many_step_solver, _one_step_scheduler)
+FLOW_MATCHING = Process(_flow_schedule, lambda _: "flow", _flow_solver, _flow_one_step)
+"""`x_t = (1 - sigma_t) x0 + sigma_t eps`; the networks predict `eps - x0`."""

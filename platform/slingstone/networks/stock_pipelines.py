@@ -1,6 +1,5 @@
 """Any diffusers pipeline as a sampler: FLUX in 50 steps, SD3.5 in 28, LCM in 4, DMD2 in one."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,9 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from slingstone.networks.checkpoint_files import UNREADABLE
-from slingstone.networks.sampling import Pictures, Sampler
-from slingstone.networks.weights_file import network_like
+from slingstone.networks.checkpoint_files import UNREADABLE, one_line
+from slingstone.networks.sampling import Pictures, Sampler, now
+from slingstone.networks.weights_file import network_like, read_weights
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -49,26 +48,41 @@ def stock_sampler(
         if scheduler is not None:
             loaded.scheduler = getattr(diffusers, scheduler).from_config(loaded.scheduler.config)
     except (*UNREADABLE, AttributeError) as error:
-        raise ValueError(f"pipeline {location!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"pipeline {location!r} cannot be loaded: {one_line(error)}") from error
     loaded.set_progress_bar_config(disable=True)
     name = "unet" if "unet" in loaded.components else "transformer"
     if weights is not None:
-        loaded.register_modules(**{name: network_like(loaded.components[name], "weights", weights)})
+        tensors = read_weights("weights", weights)
+        loaded.register_modules(**{name: network_like(loaded.components[name], "weights", weights, tensors)})
     loaded.to(device)
     network = loaded.components[name]
-    encoders = [part for part in loaded.components.values() if isinstance(part, nn.Module) and _encodes_text(part)]
+    modules = [part for part in loaded.components.values() if isinstance(part, nn.Module)]
+    encoders = [part for part in modules if type(part).__module__.startswith("transformers.")]
     arguments = {"num_inference_steps": steps} | dict(call or {})
     if "timesteps" in arguments or "sigmas" in arguments:
         arguments.pop("num_inference_steps")
 
     @torch.no_grad()
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
-        rows, encoding = _Counter(), _Counter()
-        hooks = [network.register_forward_pre_hook(rows.count, with_kwargs=True)]
+        rows, encoding, started = 0, 0.0, 0.0
+
+        def count(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal rows
+            rows += len(arguments[0] if arguments else named.get("hidden_states", named.get("sample", ())))
+
+        def start_encoding(*_: Any) -> None:
+            nonlocal started
+            started = now(network.device)
+
+        def stop_encoding(*_: Any) -> None:
+            nonlocal encoding
+            encoding += now(network.device) - started
+
+        hooks = [network.register_forward_pre_hook(count, with_kwargs=True)]
         for part in encoders:
-            hooks += [part.register_forward_pre_hook(encoding.start), part.register_forward_hook(encoding.stop)]
+            hooks += [part.register_forward_pre_hook(start_encoding), part.register_forward_hook(stop_encoding)]
         try:
-            start = _now()
+            start = now(network.device)
             images = loaded(
                 list(prompts),
                 guidance_scale=guidance,
@@ -76,41 +90,10 @@ def stock_sampler(
                 output_type="pt",
                 **arguments,
             ).images
-            seconds = _now() - start - encoding.seconds
+            seconds = now(network.device) - start - encoding
         finally:
             for hook in hooks:
                 hook.remove()
-        return Pictures(images.float().clamp(0, 1), seconds, max(1, rows.rows // len(prompts)))
+        return Pictures(images.float().clamp(0, 1), seconds, max(1, rows // len(prompts)))
 
     return sample
-
-
-def _encodes_text(part: nn.Module) -> bool:
-    return type(part).__module__.startswith("transformers.")
-
-
-class _Counter:
-    """Hooks that count rows and add up time."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def count(self, _module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Add the rows of a call of the network."""
-        self.rows += len(arguments[0] if arguments else named.get("hidden_states", named.get("sample", ())))
-
-    def start(self, _module: nn.Module, _arguments: tuple[Any, ...]) -> None:
-        """Start the clock."""
-        self._started = _now()
-
-    def stop(self, _module: nn.Module, _arguments: tuple[Any, ...], _result: Any) -> None:
-        """Stop the clock."""
-        self.seconds += _now() - self._started
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -1,15 +1,20 @@
-"""Networks from a single file of weights, as DMD2 publishes its UNets: a state dict without a configuration."""
+"""Networks from a single file of weights: a state dict, as DMD2 publishes its UNets, or a LoRA, as LCM and Hyper-SD."""
 
 import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from slingstone.networks.adapters import INITIAL, activate, sharing_copy
+from slingstone.networks.checkpoint_files import UNREADABLE, one_line
+from slingstone.networks.layouts import Layout
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 """Of files that hold weights alone; all but the first are torch's, read without executing what they hold."""
@@ -22,19 +27,26 @@ def is_weights_file(location: str) -> bool:
     return location.endswith(SUFFIXES) and not Path(location).is_dir()
 
 
-def network_like(network: Network, role: str, location: str, weights: Mapping[str, Tensor] | None = None) -> Network:
-    """Return a copy of `network` in its own dtype with the weights of a file, which must be exactly its weights.
+def network_from_file(network: Any, layout: Layout, role: str, location: str) -> Any:
+    """Return a copy of `network` with the weights of a file, or one that acts as `network` with the file's LoRA.
 
-    Args:
-        network: of which kind the file must be.
-        role: of the file in the run.
-        location: of the file.
-        weights: what it holds, where that was read before.
+    The latter shares the weights of `network` where those are frozen.
 
     Raises:
         ValueError: if the file is missing, unreadable, or of another network; names `role` and `location`.
     """
-    weights = weights or read_weights(role, location)
+    weights = read_weights(role, location)
+    if any("lora" in name for name in weights):
+        return _with_lora(network, layout, role, location, weights)
+    return network_like(network, role, location, weights)
+
+
+def network_like(network: Network, role: str, location: str, weights: Mapping[str, Tensor]) -> Network:
+    """Return a copy of `network` in its own dtype with `weights`, which must be exactly its weights.
+
+    Raises:
+        ValueError: if they are not; names `role` and `location`.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(shapes.items() ^ found.items())
@@ -63,13 +75,36 @@ def read_weights(role: str, location: str) -> dict[str, Tensor]:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     # Of a damaged pickle, whatever its bytes happen to mean.
     except Exception as error:
-        raise ValueError(f"{role} {location!r} cannot be read as weights: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{role} {location!r} cannot be read as weights: {one_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(
             f"{role} {location!r} is no state dict: it must map names to tensors and hold nothing else; "
             "save the UNet's state_dict() alone"
         )
     return weights
+
+
+def _with_lora(network: Any, layout: Layout, role: str, location: str, weights: Mapping[str, Tensor]) -> Any:
+    if not issubclass(layout.pipeline, LoraBaseMixin):
+        raise ValueError(
+            f"{role} {location!r} is a LoRA, which {layout.pipeline.__name__} cannot read; give a network's weights"
+        )
+    made: Any = sharing_copy(network)
+    reader: Any = layout.pipeline
+    shape = {"unet_config": network.config} if layout.network == "unet" else {}
+    try:
+        read = reader.lora_state_dict(dict(weights), **shape)
+        state, alphas = read if isinstance(read, tuple) else (read, None)
+        others = sorted(name for name in state if not name.startswith(f"{layout.network}."))
+        if others:
+            raise ValueError(f"{len(others)} weights are not of its {layout.network}, the first is {others[0]}")
+        made.load_lora_adapter(state, prefix=layout.network, network_alphas=alphas, adapter_name=INITIAL)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{role} {location!r} does not fit the reference's network as a LoRA: {one_line(error)}"
+        ) from error
+    activate(made)
+    return made
 
 
 def _downloaded(role: str, location: str) -> str:
@@ -85,5 +120,4 @@ def _downloaded(role: str, location: str) -> str:
         return hf_hub_download(f"{owner}/{name}", file)
     # Its kinds are those of whatever transport the hub's client uses.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{role} {location!r} is no file here, and none on the hub: {reason}") from error
+        raise ValueError(f"{role} {location!r} is no file here, and none on the hub: {one_line(error)}") from error

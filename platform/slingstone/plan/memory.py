@@ -126,7 +126,7 @@ def sizes(experiment: Experiment) -> Sizes:
         if (published.network, published.vae) == (network, vae):
             return Sizes(source, network, vae, text, *_published(experiment, published))
     from slingstone.networks.adapters import Adapter
-    from slingstone.networks.meta import traced
+    from slingstone.networks.footprint import traced
 
     lora = models.lora and Adapter(models.lora.rank, 1.0, models.lora.target_modules)
     found = traced(directory, runtime.gradient_checkpointing, runtime.precision, models.reward_decoder_precision, lora)

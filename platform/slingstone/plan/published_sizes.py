@@ -114,4 +114,4 @@ PUBLISHED = {
     "stabilityai/stable-diffusion-xl-base-1.0": _SDXL,
     "PixArt-alpha/PixArt-XL-2-512x512": _PIXART,
 }
-"""Counted by `networks.activations` and torch on the architectures that these pipelines' configurations describe."""
+"""Counted by `networks.footprint` and torch on the architectures that these pipelines' configurations describe."""

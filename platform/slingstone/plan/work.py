@@ -88,7 +88,7 @@ def work_of(experiment: Experiment) -> Work:
     """
     reference = experiment.models.reference
     if Path(reference).is_dir():
-        from slingstone.networks.meta import forward_flops, picture_side
+        from slingstone.networks.footprint import forward_flops, picture_side
 
         network, decoder = forward_flops(Path(reference))
         return Work(float(network), float(decoder), picture_side(Path(reference)))

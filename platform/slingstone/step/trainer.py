@@ -65,7 +65,6 @@ class StepSettings:
         assistant_updates: `K_TA`, updates of the assistant before one of the generator.
         warmup_images: the first so many images train the assistant alone; they count as progress.
         ema_half_life_images: half-life of the generator's average; 0 keeps the latest weights.
-        decode_chunk: images decoded at once, to bound memory; 0 is the whole batch.
     """
 
     batch_size: int
@@ -77,7 +76,6 @@ class StepSettings:
     assistant_updates: int = 1
     warmup_images: int = 0
     ema_half_life_images: float = 0.0
-    decode_chunk: int = 0
 
 
 class Trainer:
@@ -222,8 +220,8 @@ class Trainer:
         """Send the decoded pictures to every reward, without waiting; return also the decoder's pull to `x0`."""
         if not self.rewards.terms:
             return [], torch.zeros_like
-        mode = self.settings.divergence.gradient
-        images, pull = decoder_vjp(self.family.decoder.decode, x0, self.settings.decode_chunk, mode)
+        decoder, mode = self.family.decoder, self.settings.divergence.gradient
+        images, pull = decoder_vjp(decoder.decode, x0, decoder.chunk, mode)
         return self.rewards.submit(images, prompts), pull
 
     def _reward(

@@ -11,11 +11,11 @@ from torch import nn
 from slingstone.checkpoints.state import State
 from slingstone.config import KL, Experiment, Objective, Optimizer, PseudoHuber
 from slingstone.engines.engine import ShardedEngine, build_engine
-from slingstone.engines.family import DTYPES, load_family
+from slingstone.engines.family import load_family
 from slingstone.networks.adapters import sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.embeddings import EmbeddingStore, fingerprint
-from slingstone.networks.protocol import ModelFamily
+from slingstone.networks.protocol import DTYPES, ModelFamily
 from slingstone.networks.text import RememberingEncoder
 from slingstone.objectives import divergence
 from slingstone.prompts.files import read_prompts
@@ -110,7 +110,6 @@ def step_settings(experiment: Experiment, world: int) -> StepSettings:
         assistant_updates=training.assistant_updates,
         warmup_images=training.warmup_images,
         ema_half_life_images=training.ema_half_life_images,
-        decode_chunk=experiment.models.decode_chunk,
     )
 
 

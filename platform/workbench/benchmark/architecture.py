@@ -14,8 +14,7 @@ from slingstone.config import ATTENTION, Optimizer, Runtime
 from slingstone.engines.engine import build_engine
 from slingstone.networks.adapters import Adapter, add_adapter, cast_frozen, sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder
-from slingstone.networks.denoiser import OneStepGenerator, ScoreNetwork
-from slingstone.networks.outputs import unet_output
+from slingstone.networks.denoiser import OneStepGenerator, ScoreNetwork, unet_output
 from slingstone.networks.protocol import Condition, ModelFamily
 from slingstone.objectives.diffusion import NoiseSchedule
 from slingstone.objectives.divergence import Divergence, Guidance
@@ -133,7 +132,7 @@ def random_family(
         assistant=ScoreNetwork(networks[1], unet_output, "eps", schedule),
         reference=ScoreNetwork(networks[2], unet_output, "eps", schedule),
         text_encoder=_Conditions(unet.config, torch.device(device)),
-        decoder=VaeDecoder(vae),
+        decoder=VaeDecoder(vae, chunk=1),
         schedule=schedule,
         latent_shape=(4, architecture.side, architecture.side),
     )
@@ -154,9 +153,7 @@ def _three(reference: Any, lora: Adapter | None) -> list[Any]:
     return [*adapted, reference]
 
 
-def trainer_of(
-    family: ModelFamily, gradient: Gradient, batch: int, decode_chunk: int, runtime: Runtime = PLAIN
-) -> Trainer:
+def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Runtime = PLAIN) -> Trainer:
     """Return a trainer under an engine, whose reward is brightness, on the family's device."""
     adam = Optimizer(lr=1e-5)
     span = Timesteps(20, 979)
@@ -166,7 +163,6 @@ def trainer_of(
         assistant_timesteps=span,
         divergence=replace(Divergence(), gradient=gradient, guidance=Guidance("inner", 7.5)),
         reward_weight=1.0,
-        decode_chunk=decode_chunk,
     )
     parts = (trained_part(family.generator), trained_part(family.assistant))
     generator, assistant = (build_engine(part, adam, runtime, 10.0) for part in parts)

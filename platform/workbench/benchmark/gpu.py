@@ -91,7 +91,7 @@ def _step(architecture: Architecture, batch: int, variant: Variant, device: torc
         torch.cuda.reset_peak_memory_stats(device)
     runtime = Runtime(engine="torch", num_workers=1, precision="bf16", use_gpu=cuda)
     family = random_family(architecture, variant, device, torch.bfloat16)
-    trainer = trainer_of(family, variant.gradient, batch, decode_chunk=1, runtime=runtime)
+    trainer = trainer_of(family, variant.gradient, batch, runtime)
     trainer.step()
     seconds = _seconds(trainer.step, device, repeats)
     return Step(seconds, torch.cuda.max_memory_allocated(device) / GIB if cuda else None)

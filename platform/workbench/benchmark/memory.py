@@ -1,12 +1,12 @@
 """Peak memory of one generator update, with and without what saves it, on a random SDXL-like network.
 
 Bytes are those of tensors: every operation's results, from when they are made until they are freed
-(`networks.activations.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
+(`networks.footprint.LiveBytes`). What kernels use inside, and what an allocator keeps, is not seen.
 """
 
 from tabulate import tabulate
 
-from slingstone.networks.activations import LiveBytes
+from slingstone.networks.footprint import LiveBytes
 from workbench.benchmark.architecture import VARIANTS, Architecture, Variant, random_family, trainer_of
 
 PARTS = ("resting", "peak")
@@ -35,7 +35,7 @@ def table(found: dict[str, dict[str, int]]) -> str:
 
 def _peak(architecture: Architecture, batch: int, variant: Variant) -> dict[str, int]:
     with LiveBytes("cpu") as live:
-        trainer = trainer_of(random_family(architecture, variant), variant.gradient, batch, decode_chunk=1)
+        trainer = trainer_of(random_family(architecture, variant), variant.gradient, batch)
         # The first step makes what stays: the optimizers' moments.
         trainer.step()
         resting, live.peak = live.now, live.now
