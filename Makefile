@@ -10,6 +10,7 @@ SWEEP ?= configs/sweep/scenes.yaml
 CLAIMS ?= configs/claims/scenes.yaml
 EVALUATE ?= configs/evaluate/scenes.yaml
 STORAGE ?= $(CURDIR)/outputs
+TESTS_AT_ONCE ?= 3
 ARGS ?=
 
 BIN := .venv/bin
@@ -66,12 +67,10 @@ mlflow: $(STAMP) ## open the MLflow UI on the runs under outputs/
 stop: $(STAMP) ## stop the local Ray cluster that `make align` started
 	@$(BIN)/python jobs/head.py stop
 
-test: $(STAMP) ## run all tests that need no GPU, and measure the coverage of the algorithm and the rewards
-	$(BIN)/python -m pytest -m "not gpu and not slow and not ui" --cov=slingstone.objectives --cov=slingstone.step \
-	  --cov=reward_services --cov-report=term --cov-fail-under=85
-
-test-gpu: $(STAMP) ## on a GPU: networks, engines, rewards and whole runs, in 8 minutes; SLINGSTONE_GPU_REHEARSAL=1 tries it, tiny, on the CPU
-	DS_ACCELERATOR=$(if $(SLINGSTONE_GPU_REHEARSAL),cpu,cuda) $(BIN)/python -m pytest -m gpu tests/gpu -s --durations=0
+test: $(STAMP) ## run all tests that need no GPU, three at a time, and measure the coverage of the algorithm and the rewards
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow and not ui" -n $(TESTS_AT_ONCE) --dist loadfile \
+	  --no-loadscope-reorder --timeout 600 --cov=slingstone.objectives --cov=slingstone.step --cov=reward_services \
+	  --cov-report=term --cov-fail-under=85
 
 test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, and save docs/mlflow-compare.png
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"

@@ -1,6 +1,9 @@
 """The local head: started once, found again, reached only with its token, gone when stopped."""
 
 import os
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -29,3 +32,14 @@ def test_a_head_is_started_once_and_stopped(head, tmp_path):
         urllib.request.urlopen(f"{environment['RAY_API_SERVER_ADDRESS']}/api/jobs/", timeout=10)
     assert head.stop()
     assert not head.stop(), "nothing is left to stop"
+
+
+def test_a_head_on_which_serve_was_left_behind_stops_at_once(head):
+    environment = os.environ | head.start()
+    left = "import ray; from ray import serve; ray.init(); serve.start(proxy_location='Disabled')"
+    address = {"RAY_ADDRESS": environment["RAY_API_SERVER_ADDRESS"]}
+    command = ["ray", "job", "submit", "--", sys.executable, "-c", left]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command[1:]], env=environment | address, check=True)
+    start = time.monotonic()
+    assert head.stop()
+    assert time.monotonic() - start < 20, "Ray alone waits for 30 s"

@@ -101,6 +101,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(micro, tmp_pa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_whole_benchmark_gives_plausible_numbers(cluster, micro, tmp_path):
     said: list[str] = []
     summary = bench(micro(), rounds=2, steps=2, say=said.append)

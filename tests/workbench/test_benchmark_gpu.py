@@ -79,7 +79,7 @@ def test_what_is_frozen_computes_in_bf16_beside_what_is_trained(name: str) -> No
     assert (dtypes(decoder, True), dtypes(decoder, False)) == (set(), {torch.float32})
 
     runtime = Runtime(engine="torch", num_workers=1, precision="bf16")
-    trainer_of(family, variant.gradient, 1, 1, runtime).step()
+    trainer_of(family, variant.gradient, 1, runtime).step()
     for part in (family.generator, family.assistant, family.reference):
         assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
     assert dtypes(decoder, False) == {torch.float32}

@@ -1,9 +1,12 @@
 """What saves memory does save it, on a random SDXL-like network."""
 
+import pytest
+
 from workbench.benchmark.architecture import sdxl_like
 from workbench.benchmark.memory import measure, table
 
 
+@pytest.mark.slow
 def test_one_graph_at_a_time_takes_less_than_all_and_checkpointing_less_still() -> None:
     found = measure(sdxl_like(side=16, width=32, depth=1), batch=2)
     direct, recomputed, checkpointed, lora = (value["peak"] for value in found.values())

@@ -29,6 +29,7 @@ class Head:
         # Under /tmp whatever TMPDIR says: Ray's sockets lie below, and their paths must be short.
         self._directory = Path(f"/tmp/slingstone-{os.getuid()}-{key:08x}")
         self._record = self._directory / "head.json"
+        self._token = self._directory / "token"
 
     @property
     def pid(self) -> int | None:
@@ -43,11 +44,10 @@ class Head:
             RuntimeError: it did not come up; names its log.
         """
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        token = self._directory / "token"
-        if not token.exists():
-            token.touch(mode=0o600)
-            token.write_text(secrets.token_hex(32))
-        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        if not self._token.exists():
+            self._token.touch(mode=0o600)
+            self._token.write_text(secrets.token_hex(32))
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
         running = self._running() or self._launch(auth)
         return auth | {"RAY_API_SERVER_ADDRESS": running["dashboard"]}
 
@@ -57,6 +57,10 @@ class Head:
         self._record.unlink(missing_ok=True)
         if running is None:
             return False
+        # Ray waits half a minute for a Serve controller that a run left behind, though it serves nothing.
+        serve = f"{running['dashboard']}/api/serve/applications/"
+        if (found := _answer(serve, self._token)) is not None and not json.loads(found)["applications"]:
+            _answer(serve, self._token, "DELETE")
         process = psutil.Process(running["pid"])
         process.terminate()
         try:
@@ -91,7 +95,7 @@ class Head:
         running = {"pid": process.pid, "dashboard": f"http://127.0.0.1:{ports[1]}"}
         self._record.write_text(json.dumps(running))
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not _answers(running["dashboard"], auth):
+        while _answer(f"{running['dashboard']}/api/jobs/", self._token) is None:
             if process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"no local Ray head came up; see {log}")
@@ -117,12 +121,12 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _answers(dashboard: str, auth: dict[str, str]) -> bool:
-    """Return whether the head takes jobs."""
-    token = Path(auth["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
-    request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+def _answer(url: str, token: Path, method: str = "GET") -> bytes | None:
+    """Return what the head's dashboard answers to the token in a file, if it answers."""
+    headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+    request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status == 200
+            return answer.read()
     except (urllib.error.URLError, OSError):
-        return False
+        return None
