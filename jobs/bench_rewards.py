@@ -1,12 +1,13 @@
-"""Measure what the reward services cost beside computing in process: python jobs/bench_rewards.py [--rounds 5] ..."""
+"""Measure what reward services cost: python jobs/bench_rewards.py [--rounds 5] ...; needs the workbench, so a clone."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this source, whatever is installed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
-from workbench.reward_benchmark import run
+from workbench import reward_benchmark  # noqa: E402
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.rounds < 1 or given.batches < 1:
         parser.error(f"--rounds {given.rounds} --batches {given.batches}: both must be at least 1")
-    summary = run.run(given.rounds, given.batches, say=lambda line: print(line, flush=True))
+    summary = reward_benchmark.run(given.rounds, given.batches, say=lambda line: print(line, flush=True))
     return 0 if summary.met else 1
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reward_services import self_test, wire
-from reward_services.batching import Batcher, Pass
+from reward_services.batching import Batcher
 from reward_services.gradient import score_and_gradient
 from reward_services.ingress import HttpIngress
 from reward_services.metrics import ServiceMetrics
@@ -44,10 +44,9 @@ class RewardService:
 
     Args:
         spec: the fields of a `RewardSpec`.
-        observe: is told of every pass that succeeded, as the metrics are.
     """
 
-    def __init__(self, spec: dict[str, Any], observe: Callable[[Pass], None] = lambda done: None):
+    def __init__(self, spec: dict[str, Any]):
         self._spec = RewardSpec(**spec)
         torch.set_num_threads(max(1, round(self._spec.num_cpus)))
         if self._spec.device.startswith("cuda") and 0 < self._spec.num_gpus < 1:
@@ -58,8 +57,9 @@ class RewardService:
         if isinstance(self._model, Preprocessed):
             self._rule, self._on_inputs = self._model.preprocess, on_inputs(self._model)
         self._metrics = ServiceMetrics(self._spec.name)
-        self._observe = observe
-        self._batcher = Batcher(self._judge, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._passed)
+        self._batcher = Batcher(
+            self._judge, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._metrics.passed
+        )
         self._test: asyncio.Task[None] | None = None
         # A model that cannot judge its test picture is not served; this also warms up what is compiled at first use.
         found = self._judge(self_test.picture(), [self_test.PROMPT])
@@ -117,10 +117,6 @@ class RewardService:
     async def _test_again(self) -> None:
         found = await self._batcher.alone(self._judge, self_test.picture(), [self_test.PROMPT])
         self_test.check(self._spec, *found, found_before=self._test_score)
-
-    def _passed(self, done: Pass) -> None:
-        self._metrics.passed(done)
-        self._observe(done)
 
     async def _judge_body(self, body: wire.Request) -> tuple[np.ndarray, np.ndarray]:
         return await self.score_and_gradient(body.images, body.prompts, body.prepared)

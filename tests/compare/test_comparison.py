@@ -214,6 +214,7 @@ def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(clu
     assert again["sets"]["kinds"]["win_rates"] == summary["sets"]["kinds"]["win_rates"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_lost_process_costs_its_shard_a_second_try_and_two_name_the_shard(
     cluster, write_comparison, tmp_path, monkeypatch

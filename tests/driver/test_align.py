@@ -107,6 +107,7 @@ def test_an_interrupted_run_ends_bit_by_bit_like_one_that_was_not(micro, tmp_pat
         launch.align(micro(*alone, "name=parts", "objective.reward_weight=3"), print)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why_in_a_line_and_keeps_the_traceback(micro, micro_checkpoints, tmp_path):
     broken = tmp_path / "broken"
     for path in (micro_checkpoints / "generator").rglob("*"):

@@ -34,6 +34,7 @@ def test_a_head_is_started_once_and_stopped(head, tmp_path):
     assert not head.stop(), "nothing is left to stop"
 
 
+@pytest.mark.slow
 def test_a_head_on_which_serve_was_left_behind_stops_at_once(head):
     environment = os.environ | head.start()
     left = "import ray; from ray import serve; ray.init(); serve.start(proxy_location='Disabled')"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slingstone.cli import main
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +15,9 @@ PUBLISHED = ("sd15", "pixart", "sdxl")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/align/*.yaml")), ids=lambda path: path.stem)
-def test_a_dry_run_of_every_shipped_run_prints_it_and_the_memory_by_part(path: Path, tmp_path: Path) -> None:
+def test_a_dry_run_of_every_shipped_run_prints_it_and_the_memory_by_part(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts = tiny.write_prompts(tmp_path / "prompts.txt")
     overrides = [f"data.prompts={prompts}", f"evaluation.prompts={prompts}"]
     if path.stem not in PUBLISHED:
@@ -22,10 +25,9 @@ def test_a_dry_run_of_every_shipped_run_prints_it_and_the_memory_by_part(path: P
         overrides += [f"models.reference={directory}", f"models.generator={directory}"]
         names = [entry["name"] for entry in yaml.safe_load(path.read_text())["rewards"].get("services", [])]
         overrides += [f"rewards.services.{name}.checkpoint={directory}" for name in names]
-    command = [sys.executable, "jobs/align.py", str(path), "--dry-run", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["name"] == path.stem
+    assert main(["align", str(path), "--dry-run", *overrides]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["name"] == path.stem
     for part in (
         "weights: reference",
         "optimizer states",
@@ -34,7 +36,7 @@ def test_a_dry_run_of_every_shipped_run_prints_it_and_the_memory_by_part(path: P
         "backward pass",
         "at its most",
     ):
-        assert f"#   {part}" in done.stdout
+        assert f"#   {part}" in printed
 
 
 def test_a_published_run_is_tried_without_torch(tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_a_reward_that_is_not_deployed_is_named_at_once(cluster: None):
         ServeClient("absent")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_checkpoint_that_cannot_be_served_fails_the_deployment(cluster: None, spec: Spec, tmp_path: Path):
     broken = spec("hps", name="broken", checkpoint=str(tmp_path), num_cpus=0.0)

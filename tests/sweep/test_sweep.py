@@ -211,6 +211,7 @@ def test_trials_that_were_stopped_early_come_after_the_complete_ones(write_sweep
     assert "does not compare" in written
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_interrupted_sweep_goes_on_past_a_failed_trial_to_a_recommended_run(cluster, write_sweep, tmp_path):
     # Adam's first step is as long as the learning rate, so that this one leaves no finite picture.

@@ -180,6 +180,7 @@ def test_two_ranks_obey_the_same_decision_and_restore_the_best_state_also_after_
         assert found["guard"] == 20
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_that_breaks_its_rules_ends_everywhere_at_once_with_the_weights_of_the_best_evaluation(
     cluster, micro, micro_checkpoints, tmp_path

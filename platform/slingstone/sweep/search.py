@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,7 +15,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from slingstone import tracking
-from slingstone.config import Sweep, flatten
+from slingstone.config import Sweep
 from slingstone.config.sweep import Uniform
 from slingstone.driver import cluster, placement, rewards
 from slingstone.driver.board import open_board
@@ -52,23 +51,18 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
         cluster.connect(experiment.runtime.threads_per_worker, dashboard=True)
     concurrent = concurrency(prepared, ray.nodes())
     say(f"{prepared.num_trials} trials, {concurrent} at a time")
-    start, status = time.monotonic(), "FAILED"
+    start = time.monotonic()
     held = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
-    with rewards.running(experiment.rewards, experiment.placement, held):
-        parent = _parent(prepared, tracking.tracking_uri(experiment))
-        try:
-            with open_board(say) as board:
-                trial = ray.tune.with_parameters(run_trial, prepared=prepared, parent=parent.run_id, board=board)
-                _tune(prepared, trial, concurrent)
-            summary = results.collect(prepared, parent) | {"seconds": round(time.monotonic() - start, 1)}
-            finished.write_text(json.dumps(summary, indent=1))
-            parent.artifact(finished)
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        finally:
-            parent.end(status)
+    with (
+        rewards.running(experiment.rewards, experiment.placement, held),
+        tracking.parent_run("sweep", experiment, prepared.sweep, directory) as parent,
+    ):
+        with open_board(say) as board:
+            trial = ray.tune.with_parameters(run_trial, prepared=prepared, parent=parent.run_id, board=board)
+            _tune(prepared, trial, concurrent)
+        summary = results.collect(prepared, parent) | {"seconds": round(time.monotonic() - start, 1)}
+        finished.write_text(json.dumps(summary, indent=1))
+        parent.artifact(finished)
     results.conclude(prepared, summary, say)
     say(f"{duration(summary['seconds'])} for {prepared.num_trials} trials")
     return summary
@@ -161,16 +155,3 @@ def _scheduler(prepared: PreparedSweep) -> Any:
         grace_period=min(early.grace_images, last),
         reduction_factor=early.reduction_factor,
     )
-
-
-def _parent(prepared: PreparedSweep, uri: str) -> tracking.Run:
-    """Return the MLflow run under which the trials are shown, the one of before if the sweep goes on."""
-    path = prepared.directory / "mlflow.json"
-    if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
-        return tracking.reopened(uri, saved["run_id"])
-    settings, sweep = prepared.experiment.tracking, prepared.sweep
-    artifacts = None if settings.uri or "MLFLOW_TRACKING_URI" in os.environ else Path(sweep.storage)
-    tags = {"directory": str(prepared.directory), "kind": "sweep"}
-    run = tracking.create_run(uri, settings.experiment, f"sweep {sweep.name}", flatten(sweep), tags, artifacts)
-    path.write_text(json.dumps({"uri": uri, "run_id": run.run_id}))
-    return run

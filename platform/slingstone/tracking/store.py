@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -75,6 +76,35 @@ def create_run(
     for start in range(0, len(entries), PARAMS_A_BATCH):
         client.log_batch(run_id, params=entries[start : start + PARAMS_A_BATCH])
     return Run(uri, run_id)
+
+
+@contextmanager
+def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -> Iterator[Run]:
+    """Yield the MLflow run under which others are shown, the one of before if they go on; it ends with the block.
+
+    Args:
+        kind: what it is, such as `sweep`.
+        experiment: whose MLflow it is written to.
+        group: configuration of the whole, with `name` and `storage`; its flat dump becomes the params.
+        directory: remembers the run.
+    """
+    uri, path = tracking_uri(experiment), directory / "mlflow.json"
+    if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
+        run = reopened(uri, saved["run_id"])
+    else:
+        remote = experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ
+        tags, artifacts = {"kind": kind, "directory": str(directory)}, None if remote else Path(group.storage)
+        run = create_run(uri, experiment.tracking.experiment, f"{kind} {group.name}", flatten(group), tags, artifacts)
+        path.write_text(json.dumps({"uri": uri, "run_id": run.run_id}))
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        run.end(status)
 
 
 def tracking_uri(settings: Experiment | Comparison) -> str:

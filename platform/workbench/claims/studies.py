@@ -1,7 +1,5 @@
 """The driver of the studies: every run once, as many at a time as fit, and the document after each."""
 
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from slingstone import tracking
-from slingstone.config import Experiment, flatten, to_yaml
+from slingstone.config import Experiment, to_yaml
 from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.worker.progress import duration
 from workbench.claims import charts, document, results
@@ -33,19 +31,14 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
     say(f"{len(plan.runs)} runs, {len(plan.runs) - len(left)} of them known")
     failed: dict[str, str] = {}
     if left:
+        first = plan.runs[left[0]]
         if not ray.is_initialized():
-            cluster.connect(next(iter(plan.runs.values())).runtime.threads_per_worker)
-        parent = _parent(plan)
-        status = "FAILED"
-        try:
-            with rewards.running(plan.runs[left[0]].rewards, plan.runs[left[0]].placement):
-                _work(plan, left, parent.run_id, command, failed, say)
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        finally:
-            parent.end(status)
+            cluster.connect(first.runtime.threads_per_worker)
+        with (
+            tracking.parent_run("claims", first, plan.claims, plan.directory) as parent,
+            rewards.running(first.rewards, first.placement),
+        ):
+            _work(plan, left, parent.run_id, command, failed, say)
     path = write(plan, command, failed)
     say(f"\ndocument  {path}")
     if failed:
@@ -110,18 +103,3 @@ def _run(experiment: Experiment, parent: str) -> None:
     """Align, in a process of its own; the rewards were started before, if they are services."""
     external = experiment.rewards.model_copy(update={"lifecycle": "external"})
     launch.align(experiment.model_copy(update={"rewards": external}), lambda line: None, parent)
-
-
-def _parent(plan: Plan) -> tracking.Run:
-    """Return the MLflow run under which all are shown, the one of before if the studies go on."""
-    run = next(iter(plan.runs.values()))
-    uri, path = tracking.tracking_uri(run), plan.directory / "mlflow.json"
-    if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
-        return tracking.reopened(uri, saved["run_id"])
-    remote = run.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ
-    artifacts = None if remote else Path(plan.claims.storage)
-    tags = {"kind": "claims", "directory": str(plan.directory)}
-    name = f"claims {plan.claims.name}"
-    made = tracking.create_run(uri, run.tracking.experiment, name, flatten(plan.claims), tags, artifacts)
-    path.write_text(json.dumps({"uri": uri, "run_id": made.run_id}))
-    return made

@@ -1,1 +1,0 @@
-"""What asking a service costs beside computing in process, as ratios of one run."""
