@@ -73,7 +73,7 @@ test: $(STAMP) ## run the everyday tests, three files at a time; no GPU needed
 
 coverage: $(STAMP) ## measure what the tests without a cluster reach of the algorithm and the rewards
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow and not ui and not ray" tests/objectives tests/step \
-	  tests/reward_services --cov=slingstone.objectives --cov=slingstone.step --cov=reward_services --cov-report=term --cov-fail-under=80
+	  tests/reward_services --cov=slingstone.objectives --cov=slingstone.step --cov=reward_services --cov-report=term --cov-fail-under=90
 
 test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, and save docs/mlflow-compare.png
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"

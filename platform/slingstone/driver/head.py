@@ -18,6 +18,7 @@ import psutil
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
+IDLE_TIMEOUT_S = 3.0
 PORT_OPTIONS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
 
 
@@ -57,14 +58,13 @@ class Head:
         self._record.unlink(missing_ok=True)
         if running is None:
             return False
-        # Ray waits half a minute for a Serve controller that a run left behind, though it serves nothing.
-        serve = f"{running['dashboard']}/api/serve/applications/"
-        if (found := _answer(serve, self._token)) is not None and not json.loads(found)["applications"]:
-            _answer(serve, self._token, "DELETE")
+        jobs = json.loads(_answer(f"{running['dashboard']}/api/jobs/", self._token) or b"[]")
+        busy = any(job["status"] in ("PENDING", "RUNNING") for job in jobs)
         process = psutil.Process(running["pid"])
         process.terminate()
         try:
-            process.wait(STOP_TIMEOUT_S)
+            # Without a job nothing is left to save, but Ray waits for idle actors of its own that runs left behind.
+            process.wait(STOP_TIMEOUT_S if busy else IDLE_TIMEOUT_S)
         except psutil.TimeoutExpired:
             os.killpg(running["pid"], signal.SIGKILL)
         return True
@@ -121,10 +121,10 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _answer(url: str, token: Path, method: str = "GET") -> bytes | None:
+def _answer(url: str, token: Path) -> bytes | None:
     """Return what the head's dashboard answers to the token in a file, if it answers."""
     headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
-    request = urllib.request.Request(url, headers=headers, method=method)
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.read()
