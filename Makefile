@@ -79,6 +79,9 @@ test-ui: $(STAMP) ## drive the MLflow UI over a finished sweep with chromium, an
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"
 	STORAGE=$(STORAGE) SWEEP=$(SWEEP) $(BIN)/python -m pytest -m ui tests/ui
 
+test-gpu: $(STAMP) ## run the tests that need a GPU; SLINGSTONE_GPU_REHEARSAL=1 tries them at tiny size on a CPU
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
 test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream packages, several nodes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
