@@ -23,7 +23,6 @@ def draw(results: Results, study: Study, directory: Path) -> list[Path]:
 
 
 def _numbers(results: Results, study: Study, path: Path) -> Path | None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = results.aligned(study)
@@ -32,7 +31,6 @@ def _numbers(results: Results, study: Study, path: Path) -> Path | None:
     metrics = results.plan.claims.metrics
     start, _ = over_seeds(by_seed(results.of(study), "evaluation", results.metrics))
     figure = Figure(figsize=(4.0 * len(metrics), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for arm, cells in rows.groupby("arm", sort=False):
             _line(cells, metric, axes, marker="o", linestyle="-" if study.matched else "", label=arm)
