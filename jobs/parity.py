@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from workbench.local_cluster import local_cluster
 from workbench.parity import check
 
 
@@ -24,7 +25,7 @@ def main() -> int:
         if given.golden is not None:
             given.golden.mkdir(parents=True, exist_ok=True)
             shutil.copy(result, given.golden)
-    with check.local_cluster():
+    with local_cluster():
         for row in check.by_service(root):
             print(f"as a service {row}", flush=True)
             found.append(row)

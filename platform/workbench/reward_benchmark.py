@@ -29,6 +29,7 @@ from reward_services.prepared import PreparingClient
 from reward_services.preprocess import Preprocess
 from reward_services.protocol import RewardClient, RewardModel
 from reward_services.spec import HttpSpec, RewardSpec
+from workbench.local_cluster import local_cluster
 from workbench.parity.tiny import clip_tokenizer
 
 BATCH, CLIENTS, SIDE = 16, 4, 512
@@ -172,16 +173,14 @@ class Bench:
             number: odd rounds run backwards, so that no measure always follows the same one.
             batches: of the throughput's measures; a multiple of the clients.
         """
-        found = {}
         measures: dict[str, Callable[[], object]] = {
             "in_process": lambda: self._in_process(max(1, batches // 2)),
             "alone": lambda: self._served(max(1, batches // 2), clients=1),
             "served": lambda: self._served(batches, CLIENTS),
             "calls": lambda: {key: self._call(client) for key, client in self._clients.items()},
         }
-        for name in list(measures)[:: -1 if number % 2 else 1]:
-            found[name] = measures[name]()
-        return Round(**found)
+        order = list(measures)[:: -1 if number % 2 else 1]
+        return Round(**{name: measures[name]() for name in order})
 
     def _in_process(self, batches: int) -> float:
         start = time.perf_counter()
@@ -239,11 +238,9 @@ def run(rounds: int, batches: int, say: Callable[[str], None]) -> Summary:
         found = []
         for number in range(rounds + 1):
             say(f"round {number} of {rounds}" if number else "warming up")
-            one = bench.round(number, batches if number else 1)
-            found += [one] if number else []
-    summary = summarise(found)
-    say("")
-    say(table(summary))
+            found.append(bench.round(number, batches if number else 1))
+    summary = summarise(found[1:])
+    say(f"\n{table(summary)}")
     return summary
 
 
@@ -254,19 +251,5 @@ def _cluster() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # Ray's workers step back behind everybody else by default, and so behind what is computed in this process.
-        _system_config={"worker_niceness": 0},
-    )
-    try:
-        options = {"host": "127.0.0.1", "port": port}
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "ERROR"})
+    with local_cluster(port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()

@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from slingstone.config import ConfigError, load_as
 from workbench.claims.plan import Claims, Plan, prepare
-from workbench.claims.results import Mean, at, differences, matched, mean_of, targets
+from workbench.claims.results import TRAINED, differences, levels, matched, over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["runtime.num_workers=1", "runtime.engine=torch", "rewards.backend=in_process", "evaluation.reference=null"]
@@ -82,24 +84,33 @@ def test_mistakes_are_named_before_anything_runs(write_claims):
     assert "studies.a.arms.x.vary = None: cannot be matched" in str(caught.value)
 
 
+def curves(**arms: dict[int, list[tuple[float, float]]]) -> pd.DataFrame:
+    """Points (trained reward, number) of each arm and seed."""
+    points = [(arm, seed, *point) for arm, seeds in arms.items() for seed, found in seeds.items() for point in found]
+    return pd.DataFrame(points, columns=["arm", "seed", TRAINED, "number"]).set_index(["arm", "seed"])
+
+
 def test_arms_are_matched_where_all_curves_reach_and_by_straight_lines():
     steep, flat = [(0.0, 0.0), (4.0, 8.0)], [(1.0, 5.0), (5.0, 5.0), (3.0, 5.0)]
-    assert targets([steep, flat]) == pytest.approx((2.0, 3.0, 4.0))
-    assert at(steep, 3.0) == 6.0
-    found = matched({"steep": {0: steep, 7: [(0.0, 2.0), (4.0, 10.0)]}, "flat": {7: flat}}, 3.0)
-    assert found == {"steep": {0: 6.0, 7: 8.0}, "flat": {7: 5.0}}
-    assert mean_of(found["steep"].values()) == pytest.approx(Mean(7.0, 1.0))
-    assert targets([steep, [(6.0, 0.0), (7.0, 0.0)]]) == (), "no common range, no extrapolation"
+    assert levels(curves(steep={0: steep}, flat={0: flat})[TRAINED]) == pytest.approx([2.0, 3.0, 4.0])
+    assert matched(curves(steep={0: steep}), 3.0)["number"].tolist() == [6.0]
+    found = matched(curves(steep={0: steep, 7: [(0.0, 2.0), (4.0, 10.0)]}, flat={7: flat}), 3.0)
+    assert found["number"].to_dict() == {("steep", 0): 6.0, ("steep", 7): 8.0, ("flat", 7): 5.0}
+    mean, error = over_seeds(found)
+    assert (mean["number"]["steep"], error["number"]["steep"]) == pytest.approx((7.0, 1.0))
+    assert np.isnan(error["number"]["flat"]), "a single seed has no error"
+    assert levels(curves(a={0: steep}, b={0: [(6.0, 0.0), (7.0, 0.0)]})[TRAINED]) == [], "no common range"
+    assert levels(curves()[TRAINED]) == []
     with pytest.raises(ValueError, match="not between"):
-        at(steep, 5.0)
-    assert mean_of([]) is None
+        matched(curves(steep={0: steep}), 5.0)
 
 
 def test_differences_are_taken_seed_by_seed_where_both_arms_have_one():
-    first, other = {0: 1.0, 1: 5.0, 2: 9.0}, {2: 9.5, 0: 1.3, 3: 100.0}
-    found = differences({"first": first, "other": other, "strange": {4: 1.0}})
-    assert found["other"] == pytest.approx(Mean(0.4, 0.1))
-    assert found == {"other": found["other"], "strange": None}
+    arms = {"first": {0: 1.0, 1: 5.0, 2: 9.0}, "other": {2: 9.5, 0: 1.3, 3: 100.0}, "strange": {4: 1.0}}
+    found = pd.Series({(arm, seed): x for arm, seeds in arms.items() for seed, x in seeds.items()})
+    mean, error = over_seeds(differences(found.rename_axis(["arm", "seed"]).to_frame("x")))
+    assert (mean["x"]["other"], error["x"]["other"]) == pytest.approx((0.4, 0.1))
+    assert set(mean["x"].dropna().index) == {"other"}, "neither the first nor one without a common seed"
 
 
 def leave(planned: Plan, run: str, pickscore: float, hps: float) -> None:

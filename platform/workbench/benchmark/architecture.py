@@ -103,12 +103,8 @@ def sdxl_like(side: int, width: int, depth: int) -> Architecture:
         "projection_class_embeddings_input_dim": 6 * 8 + 16,
         "norm_num_groups": 16,
     }
-    vae = {
-        **_VAE,
-        "block_out_channels": (width // 2, width, width, width),
-        "layers_per_block": 1,
-        "norm_num_groups": 16,
-    }
+    channels = (width // 2, width, width, width)
+    vae = {**_VAE, "block_out_channels": channels, "layers_per_block": 1, "norm_num_groups": 16}
     return Architecture(unet, vae, side, rank=8)
 
 
@@ -168,16 +164,8 @@ def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Run
     generator, assistant = (build_engine(part, adam, runtime, 10.0) for part in parts)
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
     rng = torch.Generator(next(family.reference.parameters()).device).manual_seed(0)
-    return Trainer(
-        family,
-        generator,
-        assistant,
-        RewardPanel([reward]),
-        repeat([""] * batch),
-        settings,
-        rng,
-        generator.named_parameters,
-    )
+    prompts, panel = repeat([""] * batch), RewardPanel([reward])
+    return Trainer(family, generator, assistant, panel, prompts, settings, rng, generator.named_parameters)
 
 
 class _Conditions:

@@ -76,24 +76,18 @@ def _plain_process(directory: Path) -> Iterator[Callable[[int], float]]:
 
 @dataclass
 class _Watched:
-    """A reward that adds up how long the trainer computed before it came to wait."""
+    """A reward, asked once a step, that adds up how long the trainer computed before it came to wait."""
 
     term: RewardTerm
     covered_s: float = 0.0
 
     def submit(self, images: Tensor, prompts: Sequence[str]) -> PendingReward:
-        return _WatchedPending(self, self.term.submit(images, prompts), time.perf_counter())
-
-
-@dataclass
-class _WatchedPending:
-    watched: _Watched
-    pending: PendingReward
-    asked: float
+        self._pending, self._asked = self.term.submit(images, prompts), time.perf_counter()
+        return self
 
     def result(self) -> tuple[Tensor, Tensor]:
-        self.watched.covered_s += time.perf_counter() - self.asked
-        return self.pending.result()
+        self.covered_s += time.perf_counter() - self._asked
+        return self._pending.result()
 
 
 def _arms(experiment: Experiment, parts: Parts, late: str, device: torch.device) -> dict[str, list[RewardTerm]]:

@@ -68,8 +68,7 @@ def tax(blocks: Blocks, arm: str) -> Spread:
 
     The ratio is taken within each round, so that a machine that slows down for a while slows both sides of it.
     """
-    pairs = zip(blocks[arm], blocks[PLAIN], strict=True)
-    return spread([block.seconds / plain.seconds for block, plain in pairs])
+    return spread([job.seconds / plain.seconds for job, plain in zip(blocks[arm], blocks[PLAIN], strict=True)])
 
 
 def hidden_share(blocks: Blocks, latency_s: float) -> Spread:

@@ -9,7 +9,7 @@ from slingstone.evaluation.grids import prompt_grid
 from slingstone.prompts.files import read_prompts
 from slingstone.worker.measure import kept_pictures
 from workbench.claims.plan import Study
-from workbench.claims.results import TRAINED, Results
+from workbench.claims.results import TRAINED, Results, Table, by_seed, over_seeds
 
 COLUMNS = 7
 """Most generators on a sheet."""
@@ -23,20 +23,20 @@ def draw(results: Results, study: Study, directory: Path) -> list[Path]:
 
 
 def _numbers(results: Results, study: Study, path: Path) -> Path | None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = {name: cells for name, cells in results.groups(study).items() if results.mean(cells, TRAINED)}
-    if not groups:
+    rows = results.aligned(study)
+    if rows[TRAINED].isna().all():
         return None
-    metrics = results.metrics[1:]
+    metrics = results.plan.claims.metrics
+    start, _ = over_seeds(by_seed(results.of(study), "evaluation", results.metrics))
     figure = Figure(figsize=(4.0 * len(metrics), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        _panel(results, study, groups, metric, axes)
-        start = [results.mean(results.cells(study), name, "init") for name in (TRAINED, metric)]
-        if start[0] and start[1]:
-            axes.plot([start[0].mean], [start[1].mean], "k*", markersize=10, label="init")
+        for arm, cells in rows.groupby("arm", sort=False):
+            _line(cells, metric, axes, marker="o", linestyle="-" if study.matched else "", label=arm)
+        axes.plot(
+            TRAINED, metric, "k*", data=start.filter(["init"], axis="index").dropna(), markersize=10, label="init"
+        )
         axes.set_xlabel(TRAINED)
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
@@ -46,33 +46,24 @@ def _numbers(results: Results, study: Study, path: Path) -> Path | None:
     return path
 
 
-def _panel(results: Results, study: Study, groups: dict[str, Any], metric: str, axes: Any) -> None:
-    """Draw one number over the trained reward: a line an arm through the means, bars of a standard error."""
-    arms: dict[str, list[Any]] = {}
-    for cells in groups.values():
-        arms.setdefault(cells[0].arm, []).append((results.mean(cells, TRAINED), results.mean(cells, metric)))
-    for arm, points in arms.items():
-        known = sorted((x, y) for x, y in points if x is not None and y is not None)
-        axes.errorbar(
-            [x.mean for x, _ in known],
-            [y.mean for _, y in known],
-            xerr=[x.error or 0.0 for x, _ in known],
-            yerr=[y.error or 0.0 for _, y in known],
-            marker="o",
-            linestyle="-" if study.matched else "",
-            capsize=3,
-            label=arm,
-        )
+def _line(cells: Table, metric: str, axes: Any, **style: Any) -> None:
+    """Draw one number of an arm over the trained reward: through the means, with bars of a standard error."""
+    mean, error = over_seeds(by_seed(cells, "group", [TRAINED, metric]))
+    mean = mean.dropna().sort_values(TRAINED)
+    if len(mean):
+        bars = error.loc[mean.index].fillna(0.0)
+        axes.errorbar(mean[TRAINED], mean[metric], xerr=bars[TRAINED], yerr=bars[metric], capsize=3, **style)
 
 
 def _sheet(results: Results, study: Study, directory: Path) -> Path | None:
     """Lay the pictures of the first seed side by side, same prompts and noise; of varied arms, the last values."""
-    last = {cells[0].arm if study.matched else name: cells[0] for name, cells in results.groups(study).items()}
+    name = "arm" if study.matched else "group"
+    shown = results.aligned(study).drop_duplicates("group").drop_duplicates(name, keep="last").set_index(name)["run"]
     columns: dict[str, torch.Tensor] = {}
     prompts: tuple[str, ...] = ()
-    for name, cell in list(last.items())[:COLUMNS]:
-        directory_of_run, settings = results.plan.run_directory(cell.run), results.plan.runs[cell.run].evaluation
-        start, found = (kept_pictures(directory_of_run, label) for label in ("init", "aligned"))
+    for name, run in shown[:COLUMNS].items():
+        settings = results.plan.runs[run].evaluation
+        start, found = (kept_pictures(results.plan.run_directory(run), label) for label in ("init", "aligned"))
         if start is not None and found is not None:
             count = min(results.plan.claims.sheet_prompts, len(found))
             columns = (columns or {"init": start[:count]}) | {name: found[:count]}

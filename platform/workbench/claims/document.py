@@ -1,13 +1,16 @@
 """The studies as a document for people: tables, pictures, seeds and the command."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
 from slingstone.tracking.provenance import git_commit
 from workbench.claims.plan import Study
-from workbench.claims.results import TRAINED, BySeed, Mean, Results, differences, matched, mean_of, targets
+from workbench.claims.results import SPEED, TRAINED, Results, Table, by_seed, differences, levels, matched, over_seeds
 
 PAIRED = (
     "Differences, seed by seed (a seed has the same prompts and noise in all arms, in training and evaluation; what "
@@ -18,7 +21,8 @@ PAIRED = (
 def markdown(results: Results, command: str, pictures: dict[str, list[Path]]) -> str:
     """Return what is known so far, the command that found it, and the pictures of each study by paths from here."""
     claims, plan = results.plan.claims, results.plan
-    done, seeds = len(results.found), ", ".join(map(str, claims.seeds))
+    done = results.found.dropna(subset=[TRAINED])["run"].nunique()
+    seeds = ", ".join(map(str, claims.seeds))
     parts = [
         f"# Claims: {claims.name}",
         f"Written by `{command}` at commit `{git_commit()}`; do not edit. {done} of {len(plan.runs)} runs are done"
@@ -34,65 +38,51 @@ def markdown(results: Results, command: str, pictures: dict[str, list[Path]]) ->
         parts += [f"![{study.title}]({path.as_posix()})" for path in pictures.get(study.name, [])]
         parts += [study.discussion] * bool(study.discussion)
     if results.failed:
-        rows = [[name, reason.replace("|", "/")] for name, reason in results.failed.items()]
-        parts += ["## Runs that failed", table(["run", "reason"], rows)]
+        reasons: Table = pd.Series(results.failed).str.replace("|", "/", regex=False)
+        parts += ["## Runs that failed", table(["run", "reason"], reasons.to_frame())]
     return "\n\n".join(parts) + "\n"
 
 
 def _study(results: Results, study: Study) -> Iterator[str]:
-    groups, metrics = results.groups(study), results.metrics
-    rows = [["init", *(cell(results.mean(results.cells(study), metric, "init")) for metric in metrics), ""]]
-    for name, cells in groups.items():
-        done = sum(one.run in results.found for one in cells)
-        rows.append([name, *(cell(results.mean(cells, metric)) for metric in metrics), str(done)])
-    yield table(["", *metrics, "seeds"], rows)
+    metrics = results.metrics
+    groups = by_seed(results.aligned(study), "group", metrics)
+    evaluations = text(by_seed(results.of(study), "evaluation", [*metrics, *SPEED]))
+    done = groups[TRAINED].groupby(level=0).count().astype(str)
+    start = evaluations.reindex(["init"])[metrics]
+    yield table(["", *metrics, "seeds"], pd.concat([start, text(groups).assign(seeds=done)]).fillna(""))
     if study.matched:
         yield from _matched(results, study)
-    else:
-        found = [{name: results.by_seed(cells, metric) for name, cells in groups.items()} for metric in metrics]
-        if rows := list(_differences(found)):
-            yield PAIRED
-            yield table(["", *metrics], rows)
-    if rivals := results.rivals(study):
-        names = [*metrics, "network_evaluations", "seconds_per_image"]
-        rows = [
-            [rival.replace("_", " "), *(cell(results.mean(results.cells(study), name, rival)) for name in names)]
-            for rival in ("init", "aligned", *rivals)
-        ]
-        yield table(["", *names], rows)
+    elif len(paired := _paired(groups)):
+        yield PAIRED
+        yield table(["", *metrics], paired)
+    if rivals := sorted(name for name in evaluations.index if name.startswith("reference_")):
+        shown = evaluations.reindex(["init", "aligned", *rivals]).fillna("")
+        yield table(["", *shown.columns], shown.rename(lambda name: name.replace("_", " ")))
 
 
 def _matched(results: Results, study: Study) -> Iterator[str]:
     """Yield the arms at equal trained reward."""
-    metrics = results.plan.claims.metrics
-    trained, *curves = (results.curves(study, metric) for metric in (TRAINED, *metrics))
-    levels = targets([curve for seeds in trained.values() for curve in seeds.values()])
-    if not levels:
+    metrics = list(results.plan.claims.metrics)
+    points = results.aligned(study).dropna(subset=[TRAINED]).set_index(["arm", "seed"])[results.metrics]
+    found = {f"{level:.4g}": matched(points, level)[metrics] for level in levels(points[TRAINED])}
+    if not found:
         yield "The arms have no range of trained reward in common yet."
         return
     yield (
         "At equal trained reward, linear between the weights that were tried, each seed for itself; the levels lie at "
         "one third, two thirds and the end of the range that all arms and seeds reach:"
     )
-    rows, paired = [], []
-    for level in levels:
-        found = [matched(arms, level) for arms in curves]
-        rows += [[f"{level:.4g}", arm, *(cell(mean_of(column[arm].values())) for column in found)] for arm in trained]
-        paired += [[f"{level:.4g}", *row] for row in _differences(found)]
-    yield table(["trained reward", "arm", *metrics], rows)
-    if paired:
+    arms, paired = (pd.concat({level: show(one) for level, one in found.items()}) for show in (text, _paired))
+    yield table(["trained reward", "arm", *metrics], arms.reset_index())
+    if len(paired):
         yield PAIRED
-        yield table(["trained reward", "", *metrics], paired)
+        yield table(["trained reward", "", *metrics], paired.reset_index())
 
 
-def _differences(columns: Sequence[Mapping[str, BySeed]]) -> Iterator[list[str]]:
-    """Yield a row for every arm but the first: how far it is from that, a column a metric."""
-    means = [differences(column) for column in columns]
-    first = next(iter(columns[0]))
-    for name in means[0]:
-        row = [cell(column.get(name)) for column in means]
-        if any(row):
-            yield [f"{name} - {first}", *row]
+def _paired(numbers: Table) -> Table:
+    """Return how far every name but the first is from that, as text, if they have a seed in common."""
+    first, shown = numbers.index[0][0], text(differences(numbers))
+    return shown[(shown != "").any(axis=1)].rename(lambda name: f"{name} - {first}")
 
 
 def _trained(results: Results) -> str:
@@ -100,13 +90,19 @@ def _trained(results: Results) -> str:
     return " + ".join(f"{entry.weight:g} {entry.name}" for entry in run.rewards.services if entry.weight > 0) or "none"
 
 
-def cell(mean: Mean | None) -> str:
-    """Return a number with its error, as a table shows it."""
-    if mean is None:
+def text(numbers: Table) -> Table:
+    """Return the means over seeds with their errors, by name, as a table shows them."""
+    mean, error = over_seeds(numbers)
+    return pd.DataFrame(np.vectorize(_cell, otypes=[object])(mean, error), mean.index, mean.columns)
+
+
+def _cell(mean: float, error: float) -> str:
+    if math.isnan(mean):
         return ""
-    return f"{mean.mean:.4g}" + ("" if mean.error is None else f" ± {mean.error:.2g}")
+    return f"{mean:.4g}" + ("" if math.isnan(error) else f" ± {error:.2g}")
 
 
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """Return rows as Markdown."""
-    return tabulate(rows, headings, "pipe", disable_numparse=True, stralign=None)
+def table(headings: Sequence[str], rows: Table) -> str:
+    """Return rows as Markdown; names that stand in the index come first."""
+    index = not isinstance(rows.index, pd.RangeIndex)
+    return tabulate(rows, headings, "pipe", showindex=index, disable_numparse=True, stralign=None)

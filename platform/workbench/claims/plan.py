@@ -99,6 +99,12 @@ class Cell:
     seed: int
     run: str
 
+    @property
+    def group(self) -> str:
+        """What tables call the arm with its values, seeds together."""
+        values = ", ".join(f"{path.rpartition('.')[2]} {text}" for path, text in self.values)
+        return f"{self.arm} ({values})" if values else self.arm
+
 
 @dataclass(frozen=True)
 class Plan:

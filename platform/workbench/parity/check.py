@@ -3,10 +3,8 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import ray
 from PIL import Image
 from ray import serve
 from torch import Tensor
@@ -80,15 +78,3 @@ def _serve(spec: RewardSpec, pictures: Path, result: Path) -> None:
         record(judge, pictures, result, client.describe()["versions"])
     finally:
         serve.delete(spec.app_name)
-
-
-@contextmanager
-def local_cluster() -> Iterator[None]:
-    """Have a Ray cluster in this process, with Serve and without HTTP."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        yield
-    finally:
-        serve.shutdown()
-        ray.shutdown()

@@ -82,17 +82,9 @@ def _openai_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def _clip_of(tokenizer: CLIPTokenizer, vision: dict[str, object], text: dict[str, object]) -> CLIPModel:
-    config = CLIPConfig(
-        vision_config={**vision, "num_hidden_layers": 2, "image_size": IMAGE_SIZE, "patch_size": 6},
-        text_config={
-            **text,
-            "num_hidden_layers": 2,
-            "vocab_size": len(tokenizer),
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        projection_dim=16,
-    )
-    model = CLIPModel(config)
+    vision = vision | {"num_hidden_layers": 2, "image_size": IMAGE_SIZE, "patch_size": 6}
+    text = text | {"num_hidden_layers": 2, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16))
     _lively(model)
     return model.eval()
 

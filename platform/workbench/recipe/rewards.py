@@ -39,19 +39,10 @@ Score = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[T
 def new_clip(tokenizer: CLIPTokenizer, patch: int, layers: int) -> CLIPModel:
     """Return an untrained CLIP with both towers `_WIDTH` wide, about 0.5 M parameters."""
     tower = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_attention_heads": 4, "hidden_act": "gelu"}
-    return CLIPModel(
-        CLIPConfig(
-            projection_dim=64,
-            vision_config=tower | {"num_hidden_layers": layers, "image_size": SIZE, "patch_size": patch},
-            text_config=tower
-            | {
-                "num_hidden_layers": 2,
-                "vocab_size": len(tokenizer),
-                "max_position_embeddings": _MAX_TOKENS,
-            }
-            | special_tokens(tokenizer),
-        )
-    )
+    vision = {"num_hidden_layers": layers, "image_size": SIZE, "patch_size": patch}
+    text = {"num_hidden_layers": 2, "vocab_size": len(tokenizer), "max_position_embeddings": _MAX_TOKENS}
+    text |= special_tokens(tokenizer)
+    return CLIPModel(CLIPConfig(projection_dim=64, vision_config=tower | vision, text_config=tower | text))
 
 
 def new_imagereward(vocabulary_file: Path) -> ImageReward:

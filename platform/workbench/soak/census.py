@@ -5,9 +5,6 @@ import logging
 import os
 from collections import Counter
 
-PASSING = ("JobSupervisor",)
-"""Actors of the job that counts."""
-
 
 def main() -> None:
     """Count actors by class, placement groups, and the objects in shared memory."""
@@ -17,7 +14,7 @@ def main() -> None:
 
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
     alive = [actor["ActorClassName"] for actor in state.actors().values() if actor["State"] == "ALIVE"]
-    actors = Counter(name for name in alive if name not in PASSING)
+    actors = Counter(name for name in alive if name != "JobSupervisor")  # which is this job's own
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     stores = [
         internal_api.node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats

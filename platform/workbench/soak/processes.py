@@ -2,12 +2,12 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from time import monotonic
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 
 RAY_TITLE = re.compile(r"ray::([\w:-]+)")
@@ -91,13 +91,9 @@ def level(role: str, samples: Sequence[Sample]) -> Level | None:
     last = [sample for sample in samples if sample.at_s >= end - WINDOW * life]
     if life < LONG_LIVED_S or not first:
         return None
-    memory = _median(sample.memory for sample in first), _median(sample.memory for sample in last)
-    files = _median(sample.files for sample in first), _median(sample.files for sample in last)
+    (_, *before), (_, *after) = (np.median(part, axis=0).tolist() for part in (first, last))
+    memory, files = zip(before, after, strict=True)
     return Level(role, memory, files)
-
-
-def _median(values: Iterable[float]) -> float:
-    return float(median(values))
 
 
 def levels(samples: Mapping[Process, Sequence[Sample]]) -> list[Level]:

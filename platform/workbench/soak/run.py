@@ -89,9 +89,8 @@ def soak(experiment: Experiment, faults: Sequence[Fault], say: Say) -> Outcome:
             verdicts.no_files_left(variants["disturbed"]),
             verdicts.flat([level for found in outcome.levels.values() for level in found]),
         ]
-    outcome.verdicts.append(
-        verdicts.no_process_left([process for meter in meters.values() for process in meter.samples])
-    )
+    processes = [process for meter in meters.values() for process in meter.samples]
+    outcome.verdicts.append(verdicts.no_process_left(processes))
     left = sorted(verdicts.shared_memory() - orphans)
     outcome.verdicts.append(Verdict("no file is left in /dev/shm", not left, str(left)))
     return outcome

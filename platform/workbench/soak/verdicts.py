@@ -1,6 +1,6 @@
 """Whether a run under faults ended as the undisturbed one did, and left nothing behind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,23 +39,21 @@ def same_end(first: Experiment, second: Experiment, uri: str) -> list[Verdict]:
 
 def same_pipeline(first: Path, second: Path) -> Verdict:
     """Compare the exported weights of two runs, by their directories, bit for bit."""
-    names = sorted(path.relative_to(first / "pipeline") for path in (first / "pipeline").rglob("*.safetensors"))
-    differing = []
-    for name in names:
-        one, other = load_file(first / "pipeline" / name), load_file(second / "pipeline" / name)
-        if one.keys() != other.keys() or not all(torch.equal(one[key], other[key]) for key in one):
-            differing.append(str(name))
-    found = f"{len(names)} files of weights, {len(differing)} differ {differing or ''}".strip()
-    return Verdict("the exported weights are equal bit for bit", bool(names) and not differing, found)
+    names = {path.relative_to(first) for path in (first / "pipeline").rglob("*.safetensors")}
+    return _same_files("the exported weights are equal bit for bit", names, first, second, load_file)
 
 
 def same_checkpoint(first: Experiment, second: Experiment) -> Verdict:
     """Compare the last checkpoints of two runs: weights, optimizers, averages, randomness, positions."""
     one, other = (Path(checkpoints(run)) / f"{run.training.num_images:012}" for run in (first, second))
-    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file() and path.name != FILE)
-    differing = [str(name) for name in files if not equal(read(one / name), read(other / name))]
-    found = f"{len(files)} files, {len(differing)} differ {differing or ''}".strip()
-    return Verdict("so are optimizers, averages and randomness of the last checkpoint", not differing, found)
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file() and path.name != FILE}
+    return _same_files("so are optimizers, averages and randomness of the last checkpoint", names, one, other, read)
+
+
+def _same_files(claim: str, names: set[Path], first: Path, second: Path, load: Callable[[Path], Any]) -> Verdict:
+    differing = [str(name) for name in sorted(names) if not equal(load(first / name), load(second / name))]
+    found = f"{len(names)} files, {len(differing)} differ {differing or ''}".strip()
+    return Verdict(claim, bool(names) and not differing, found)
 
 
 def equal(first: Any, second: Any) -> bool:
