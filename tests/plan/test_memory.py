@@ -92,6 +92,32 @@ def test_the_table_of_published_networks_is_what_their_architecture_gives() -> N
     assert (graph.held, graph.peak) == pytest.approx(found.plain.trained, rel=0.01)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompts_embeddings_are_counted_as_the_encoder_makes_them(tmp_path: Path, name: str) -> None:
+    module, timestep = FAMILIES[name]
+    directory = str(module.write_pipeline(tmp_path / name))
+    known = memory.sizes(run_of(directory))
+    family = latent_diffusion.load(directory, directory, generator_timestep=timestep)
+    condition = family.text_encoder.encode(["a red disc"])
+    assert known.prompt.numbers == sum(condition[key].numel() for key in ("text", "pooled") if key in condition)
+    assert known.prompt.tokens == condition["text"].shape[1]
+
+
+def test_a_million_prompts_are_not_encoded_ahead_and_the_dry_run_says_so(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"picture {number}\n" for number in range(1_000_000)))
+    run = run_of("stabilityai/stable-diffusion-xl-base-1.0", f"data.prompts={prompts}", "runtime.precision=bf16")
+    few = run_of("stabilityai/stable-diffusion-xl-base-1.0", "runtime.precision=bf16")
+    ahead = {"models": few.models.model_copy(update={"keep_text_encoder": False})}
+    run, few = run.model_copy(update=ahead), few.model_copy(update=ahead)
+    # 77 tokens of 2048 and a summary of 1280 numbers, two bytes each.
+    assert memory.sizes(run).embeddings(run) == 1_000_000 * 2 * (77 * 2048 + 1280)
+    assert "1,000,000 prompts: embeddings of 296 GiB, more than 64 GiB: encoded as training goes" in report.dry_run(run)
+    assert "before the first step" in report.dry_run(few)
+    kept = (memory.estimate(one, memory.sizes(one)).resting["weights: text encoders"] for one in (run, few))
+    assert list(kept) == [4 * memory.sizes(run).text, 0]
+
+
 def test_a_reference_of_unknown_size_is_said_to_be_unknown() -> None:
     text = report.dry_run(run_of("some/model"))
     assert "not known" in text

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from slingstone.config import load
+from slingstone.config import Experiment, load
 from slingstone.engines.family import load_family
 from slingstone.objectives import divergence
-from slingstone.worker.assembly import encode_ahead, step_settings
+from slingstone.prompts.files import read_prompts
+from slingstone.worker.assembly import step_settings, text_encoder
 from slingstone.worker.measure import held_out
 from tests import tiny
 
@@ -46,18 +47,38 @@ def test_the_numbers_of_a_step_are_those_of_the_configuration():
     assert found.ema_half_life_images == 77.0
 
 
-def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prompt_before_the_first_step(tmp_path):
+def sparing(tmp_path: Path, *overrides: str) -> Experiment:
     directory = tiny.write_pipeline(tmp_path / "pipeline")
     prompts = tiny.write_prompts(tmp_path / "prompts.txt")
-    overrides = [f"models.reference={directory}", f"models.generator={directory}", f"evaluation.prompts={prompts}"]
-    overrides += ["runtime.precision=bf16", "runtime.gradient_checkpointing=true", "evaluation.num_prompts=3"]
-    overrides += ["models.decode_chunk=3"]
-    run = load(SCENES, [*overrides, "models.generator_timestep=625"])
+    paths = [f"models.reference={directory}", f"models.generator={directory}", f"storage={tmp_path}"]
+    paths += [f"evaluation.prompts={prompts}", f"data.prompts={prompts}", "evaluation.num_prompts=3"]
+    saving = ["runtime.precision=bf16", "runtime.gradient_checkpointing=true", "models.decode_chunk=3"]
+    saving += ["models.keep_text_encoder=false", "models.generator_timestep=625"]
+    return load(SCENES, [*paths, *saving, *overrides])
+
+
+def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prompt_before_the_first_step(tmp_path):
+    run = sparing(tmp_path)
     family = load_family(run, torch.device("cpu"))
     assert next(family.reference.parameters()).dtype == torch.bfloat16
     assert family.decoder.chunk == 3
     for network in (family.generator, family.assistant, family.reference):
         assert network.network.is_gradient_checkpointing
-    for rank in range(2):
-        encode_ahead(family, held_out(run.evaluation), tmp_path / "embeddings", rank, world=2)
-    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 3 + 1, "three prompts and the empty one"
+    texts, evaluated = read_prompts(run.data.prompts, None), held_out(run.evaluation)
+    exact = family.text_encoder.encode(evaluated)["text"]
+    encoder = text_encoder(run, family, texts, rank=0, world=1)
+    for weight in encoder.parameters():
+        weight.data.fill_(torch.nan)
+    assert encoder.encode(texts)["text"].dtype == torch.bfloat16
+    assert encoder.encode(texts)["text"].isfinite().all()
+    assert torch.equal(family.text_encoder.encode(evaluated)["text"], exact), "evaluated as exported: in fp32"
+    assert len(list((tmp_path / "embeddings").rglob("*.safetensors"))) == 2
+
+
+def test_more_embeddings_than_there_is_room_for_are_encoded_as_training_goes(tmp_path, monkeypatch):
+    run = sparing(tmp_path)
+    family = load_family(run, torch.device("cpu"))
+    monkeypatch.setattr("slingstone.worker.assembly.EMBEDDINGS_LIMIT", 1000)
+    encoder = text_encoder(run, family, ["a red disc", "a white ring"], rank=0, world=1)
+    assert encoder.encode(["one that was never seen"])["text"].isfinite().all()
+    assert not (tmp_path / "embeddings").exists()

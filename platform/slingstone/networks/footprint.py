@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from slingstone.networks.adapters import Adapter, add_adapter
+from slingstone.networks.embeddings import ROUNDED
 from slingstone.networks.layouts import LAYOUTS
 from slingstone.networks.protocol import DTYPES, Condition
 
@@ -185,6 +186,12 @@ def picture_side(directory: Path) -> int:
     """Return the height and width of a pipeline's pictures."""
     network, vae, *_ = _parts(directory)
     return network.config["sample_size"] * 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def prompt_size(directory: Path) -> tuple[int, int]:
+    """Return the tokens to which a prompt is padded, and how many numbers its embeddings are."""
+    condition = _condition(_parts(directory)[0].config, directory)
+    return condition["text"].shape[1], sum(condition[name].numel() for name in ROUNDED if name in condition)
 
 
 def _parts(directory: Path) -> tuple[Any, Any, Tensor, Callable[[Tensor], Tensor]]:

@@ -30,7 +30,7 @@ from slingstone.networks.schedulers import FLOW_MATCHING, VARIANCE_PRESERVING, P
 from slingstone.networks.text import (
     ClipTextEncoder,
     PixArtTextEncoder,
-    RememberingEncoder,
+    PromptEncoder,
     Sd3TextEncoder,
     SdxlTextEncoder,
 )
@@ -59,7 +59,7 @@ class Layout:
 
     pipeline: type[DiffusionPipeline]
     prompting: Mapping[str, type[PreTrainedTokenizerBase | PreTrainedModel]]
-    encoder: Callable[[dict[str, Any], int, dict[str, Any]], RememberingEncoder]
+    encoder: Callable[[dict[str, Any], int, dict[str, Any]], PromptEncoder]
     conditions: Mapping[str, str]
     network: str = "unet"
     kind: type[ModelMixin] = UNet2DConditionModel

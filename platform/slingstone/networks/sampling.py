@@ -18,7 +18,7 @@ class Pictures:
     Attributes:
         images: RGB in [0, 1], a picture a prompt.
         seconds: time of the networks and the decoder for the whole batch. Encoding the prompts is not counted: it is
-            the same work for every sampler, and remembered or not by accident.
+            the same work for every sampler.
         network_evaluations: evaluations of the denoising network for each picture; a guided step counts two.
     """
 

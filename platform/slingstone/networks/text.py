@@ -1,7 +1,7 @@
 """Prompts to conditions: the text encoders of every family. Their arguments are named as the parts of the pipeline."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,70 +14,63 @@ from slingstone.networks.embeddings import EmbeddingStore
 from slingstone.networks.protocol import Condition
 
 
-class RememberingEncoder(nn.Module, ABC):
-    """Encodes every prompt alone and remembers it.
+class PromptEncoder(nn.Module, ABC):
+    """Encodes the prompts of a batch in one pass, padded to the encoder's length, so that none depends on another.
 
-    So an encoding depends on no other prompt of a batch and on no history: a resumed run sees the same numbers to the
-    last bit.
+    Batches of other sizes agree up to the order of sums (to 1e-6 in fp32). A training batch is always encoded whole, as
+    is a shard of stored embeddings; so a resumed run sees the same bits.
     """
 
-    cache_prompts = 4096
-    """How many encodings are remembered, the least recently used forgotten first. One takes token * width * 4 bytes:
-    236 KB for Stable Diffusion 1.5, 636 KB for SDXL."""
     zero_null = False
     """Whether the embeddings of the unconditional condition are zeros instead of those of the empty prompt."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._cache: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._dtype = torch.float32
+        self._null: Condition = {}
         self._store: EmbeddingStore | None = None
-        self._device: torch.device | None = None
+        self._place: torch.device | None = None
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Return the condition of each prompt, without gradient, on the encoder's device."""
-        device = self._device or next(self.parameters()).device
-        rows = [self._encoding(prompt) for prompt in prompts]
-        return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
-
-    def null(self, batch: int) -> Condition:
-        """Return the unconditional condition, `batch` times: that of the empty prompt."""
-        zeros = ("text", "pooled") if self.zero_null else ()
-        empty = self.encode([""] * batch)
-        return {name: torch.zeros_like(tensor) if name in zeros else tensor for name, tensor in empty.items()}
-
-    def compute_into(self, store: EmbeddingStore, prompts: Sequence[str]) -> None:
-        """Encode those of `prompts` that the store lacks, and from now on read the store first."""
-        self._store = store
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in store:
-                store.write(prompt, self._computed(prompt))
-
-    def leave_device(self) -> None:
-        """Move the weights to host memory; conditions stay where they were, and an unknown prompt is encoded there."""
-        self._device = next(self.parameters()).device
-        self.cpu()
-
-    @abstractmethod
-    def compute(self, prompt: str) -> dict[str, Tensor]:
-        """Return the condition of one prompt, without the batch's axis, in fp32; `encode` remembers it."""
-
-    def _encoding(self, prompt: str) -> dict[str, Tensor]:
-        if prompt in self._cache:
-            self._cache.move_to_end(prompt)
-        else:
-            stored = self._store is not None and prompt in self._store
-            self._cache[prompt] = self._store.read(prompt) if self._store and stored else self._computed(prompt)
-            if len(self._cache) > self.cache_prompts:
-                self._cache.popitem(last=False)
-        return self._cache[prompt]
+    def rounding(self, dtype: torch.dtype) -> "PromptEncoder":
+        """Return an encoder with the same weights in memory that multiplies in `dtype`, as networks under it do."""
+        other = copy.copy(self)
+        other._dtype, other._null = dtype, {}
+        return other
 
     @torch.no_grad()
-    def _computed(self, prompt: str) -> dict[str, Tensor]:
-        # In host memory: thousands of encodings would crowd the accelerator.
-        return {name: tensor.cpu() for name, tensor in self.compute(prompt).items()}
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Return the condition of each prompt, without gradient, on the encoder's device.
+
+        Raises:
+            KeyError: the text encoders have left the device, and a prompt is not in the store.
+        """
+        if self._store is not None:
+            return {name: tensor.to(self._place) for name, tensor in self._store.read(prompts).items()}
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self.compute(prompts)
+
+    def null(self, batch: int) -> Condition:
+        """Return the unconditional condition, `batch` times: that of the empty prompt, encoded once."""
+        if not self._null:
+            zeros = ("text", "pooled") if self.zero_null else ()
+            empty = self.encode([""])
+            self._null = {name: torch.zeros_like(value) if name in zeros else value for name, value in empty.items()}
+        return {name: value.expand(batch, *value.shape[1:]) for name, value in self._null.items()}
+
+    def read_from(self, store: EmbeddingStore) -> None:
+        """Take all embeddings from a complete store from now on, so that the weights may leave the device."""
+        self._store, self._place, self._null = store, self._device, {}
+
+    @abstractmethod
+    def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the conditions of some prompts."""
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
 
-class ClipTextEncoder(RememberingEncoder):
+class ClipTextEncoder(PromptEncoder):
     """Prompts to `{"text": [batch, token, width]}`, the last hidden state, padded to the encoder's length."""
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
@@ -85,13 +78,13 @@ class ClipTextEncoder(RememberingEncoder):
         self.tokenizer = tokenizer
         self.model = text_encoder
 
-    def compute(self, prompt: str) -> dict[str, Tensor]:
-        """Return the last hidden state of one prompt."""
-        tokens = _clip_tokens(self.tokenizer, self.model, prompt)
-        return {"text": self.model(input_ids=tokens).last_hidden_state[0].float()}
+    def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the last hidden states."""
+        tokens = _clip_tokens(self.tokenizer, self.model, prompts)
+        return {"text": self.model(input_ids=tokens).last_hidden_state}
 
 
-class SdxlTextEncoder(RememberingEncoder):
+class SdxlTextEncoder(PromptEncoder):
     """Prompts to SDXL's condition.
 
     `text` [batch, token, width + width_2]: the hidden states before the last layer of both encoders, side by side;
@@ -119,18 +112,15 @@ class SdxlTextEncoder(RememberingEncoder):
         self.picture_side = picture_side
         self.zero_null = zero_null
 
-    def compute(self, prompt: str) -> dict[str, Tensor]:
-        """Return the condition of one prompt."""
-        text, (_, second) = _clip_pair(self.tokenizers, (self.first, self.second), prompt)
+    def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the conditions of some prompts."""
+        text, (_, second) = _clip_pair(self.tokenizers, (self.first, self.second), prompts)
         side = float(self.picture_side)
-        return {
-            "text": text,
-            "pooled": second.text_embeds[0].float(),
-            "time_ids": torch.tensor([side, side, 0.0, 0.0, side, side]),
-        }
+        sizes = torch.tensor([side, side, 0.0, 0.0, side, side], device=text.device)
+        return {"text": text, "pooled": second.text_embeds, "time_ids": sizes.expand(len(prompts), 6)}
 
 
-class PixArtTextEncoder(RememberingEncoder):
+class PixArtTextEncoder(PromptEncoder):
     """Prompts to PixArt-alpha's condition.
 
     `text` [batch, token, width]: T5's last hidden state of the prompt in lower case, padded to 120 tokens;
@@ -149,19 +139,20 @@ class PixArtTextEncoder(RememberingEncoder):
         self.picture_side = picture_side
         self.tokens = 120
 
-    def compute(self, prompt: str) -> dict[str, Tensor]:
-        """Return the condition of one prompt."""
-        words = _t5_tokens(self.tokenizer, self.model, prompt.lower().strip(), self.tokens)
-        side = float(self.picture_side)
+    def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the conditions of some prompts."""
+        plain = [prompt.lower().strip() for prompt in prompts]
+        words = _t5_tokens(self.tokenizer, self.model, plain, self.tokens)
+        text = self.model(words.input_ids, attention_mask=words.attention_mask)[0]
         return {
-            "text": self.model(words.input_ids, attention_mask=words.attention_mask)[0][0].float(),
-            "mask": words.attention_mask[0],
-            "resolution": torch.tensor([side, side]),
-            "aspect_ratio": torch.ones(1),
+            "text": text,
+            "mask": words.attention_mask,
+            "resolution": torch.full((len(prompts), 2), float(self.picture_side), device=text.device),
+            "aspect_ratio": torch.ones(len(prompts), 1, device=text.device),
         }
 
 
-class Sd3TextEncoder(RememberingEncoder):
+class Sd3TextEncoder(PromptEncoder):
     """Prompts to Stable Diffusion 3's condition.
 
     `text` [batch, token, width]: the hidden states before the last layer of both CLIP encoders, side by side and filled
@@ -187,40 +178,42 @@ class Sd3TextEncoder(RememberingEncoder):
         self.t5 = text_encoder_3
         self.t5_tokens = 256
 
-    def compute(self, prompt: str) -> dict[str, Tensor]:
-        """Return the condition of one prompt."""
-        text, (first, second) = _clip_pair(self.clip_tokenizers, (self.first, self.second), prompt)
+    def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the conditions of some prompts."""
+        text, (first, second) = _clip_pair(self.clip_tokenizers, (self.first, self.second), prompts)
         # Without a mask: that is how the networks were trained.
-        long = self.t5(_t5_tokens(self.t5_tokenizer, self.t5, prompt, self.t5_tokens).input_ids)[0][0].float()
+        long = self.t5(_t5_tokens(self.t5_tokenizer, self.t5, prompts, self.t5_tokens).input_ids)[0]
         filled = torch.nn.functional.pad(text, (0, long.shape[-1] - text.shape[-1]))
         return {
-            "text": torch.cat([filled, long]),
-            "pooled": torch.cat([first.text_embeds, second.text_embeds], dim=-1)[0].float(),
+            "text": torch.cat([filled, long], dim=1),
+            "pooled": torch.cat([first.text_embeds, second.text_embeds], dim=-1),
         }
 
 
-def _clip_tokens(tokenizer: CLIPTokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, prompt: str) -> Tensor:
-    """Return the token ids [1, token] of a prompt, padded or cut to what the model takes, on the model's device."""
+def _clip_tokens(
+    tokenizer: CLIPTokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, prompts: Sequence[str]
+) -> Tensor:
+    """Return the token ids [batch, token] of prompts, padded or cut to what the model takes, on the model's device."""
     # A tokenizer saved without a length reports 1e30.
     length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    words = tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return words.input_ids.to(model.device)
+    words = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return words.input_ids.to(model.device, non_blocking=True)
 
 
 def _clip_pair(
     tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
     models: tuple[CLIPTextModel | CLIPTextModelWithProjection, CLIPTextModelWithProjection],
-    prompt: str,
-) -> tuple[Float[Tensor, "token width"], list[Any]]:
+    prompts: Sequence[str],
+) -> tuple[Float[Tensor, "batch token width"], list[Any]]:
     """Return the hidden states before the last layer of two encoders, side by side, and the outputs of both."""
     outputs: list[Any] = [
-        model(input_ids=_clip_tokens(tokenizer, model, prompt), output_hidden_states=True)
+        model(input_ids=_clip_tokens(tokenizer, model, prompts), output_hidden_states=True)
         for tokenizer, model in zip(tokenizers, models, strict=True)
     ]
-    return torch.cat([output.hidden_states[-2][0] for output in outputs], dim=-1).float(), outputs
+    return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs
 
 
-def _t5_tokens(tokenizer: T5Tokenizer, model: T5EncoderModel, prompt: str, length: int) -> Any:
-    """Return the token ids and the mask of a prompt, padded or cut to a length, on the model's device."""
-    words = tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return words.to(model.device)
+def _t5_tokens(tokenizer: T5Tokenizer, model: T5EncoderModel, prompts: Sequence[str], length: int) -> Any:
+    """Return the token ids and the mask of prompts, padded or cut to a length, on the model's device."""
+    words = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return words.to(model.device, non_blocking=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from slingstone.config import ATTENTION, Experiment
+from slingstone.config import ATTENTION, EMBEDDINGS_LIMIT, Experiment
 from slingstone.plan.engine_memory import average_bytes, engine_bytes, number_bytes
-from slingstone.plan.published_sizes import PUBLISHED, Activations, GraphBytes, Published
+from slingstone.plan.published_sizes import PUBLISHED, Activations, GraphBytes, Prompt, Published
 from slingstone.plan.work import score_graphs, trained_on
+from slingstone.prompts.files import read_prompts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Sizes:
         source: where the numbers come from, for the user.
         activations: of the network in the run's precision and of the reward's decoder.
         trained: weights that each engine trains: the network's, or its adapter's.
+        prompt: what a prompt takes.
+        prompts: of training, that are known; 0 where the file is not here yet.
     """
 
     source: str
@@ -34,6 +37,16 @@ class Sizes:
     text: int
     activations: Activations
     trained: int
+    prompt: Prompt
+    prompts: int
+
+    def embeddings(self, experiment: Experiment) -> int:
+        """Return the bytes of all training prompts' embeddings."""
+        return number_bytes(experiment.runtime) * self.prompt.numbers * self.prompts
+
+    def ahead(self, experiment: Experiment) -> bool:
+        """Return whether prompts are encoded before the first step; the text encoders then leave the device."""
+        return not experiment.models.keep_text_encoder and self.embeddings(experiment) <= EMBEDDINGS_LIMIT
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def estimate(experiment: Experiment, known: Sizes) -> Estimate:
         "weights: reference": frozen,
         "weights: evaluated generator": 4 * known.trained,  # what it does not share is in fp32
         "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
-        "weights: text encoders": 4 * known.text if models.keep_text_encoder else 0,
+        "weights: text encoders": 0 if known.ahead(experiment) else 4 * known.text,
         "optimizer states": 2 * engine.optimizer,
         "gradients and buffers": 2 * engine.kept,
         "average (EMA)": average_bytes(known.trained, experiment.runtime),
@@ -115,23 +128,33 @@ def sizes(experiment: Experiment) -> Sizes:
         ValueError: if nothing is.
     """
     models, runtime, reference = experiment.models, experiment.runtime, experiment.models.reference
-    directory = _local(reference)
+    directory, prompts = _local(reference), _prompts(experiment)
     if directory is None:
         if reference not in PUBLISHED:
             raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
         found = PUBLISHED[reference]
-        return Sizes("published sizes", found.network, found.vae, found.text, *_published(experiment, found))
+        counted = (found.network, found.vae, found.text)
+        return Sizes("published sizes", *counted, *_published(experiment, found), found.prompt, prompts)
     source, (network, vae, text) = "the headers of the weights", _counted(directory)
     for published in PUBLISHED.values():
         if (published.network, published.vae) == (network, vae):
-            return Sizes(source, network, vae, text, *_published(experiment, published))
+            of_table = (*_published(experiment, published), published.prompt)
+            return Sizes(source, network, vae, text, *of_table, prompts)
     from slingstone.networks.adapters import Adapter
-    from slingstone.networks.footprint import traced
+    from slingstone.networks.footprint import prompt_size, traced
 
     lora = models.lora and Adapter(models.lora.rank, 1.0, models.lora.target_modules)
     found = traced(directory, runtime.gradient_checkpointing, runtime.precision, models.reward_decoder_precision, lora)
     graphs = (GraphBytes(graph.held, graph.peak) for graph in (found.trained, found.frozen, found.decoder))
-    return Sizes(source, network, vae, text, Activations(*graphs), found.weights if lora else network)
+    trained, prompt = found.weights if lora else network, Prompt(*prompt_size(directory))
+    return Sizes(source, network, vae, text, Activations(*graphs), trained, prompt, prompts)
+
+
+def _prompts(experiment: Experiment) -> int:
+    try:
+        return len(set(read_prompts(experiment.data.prompts, experiment.data.column)))
+    except ValueError:
+        return 0
 
 
 def _published(experiment: Experiment, published: Published) -> tuple[Activations, int]:

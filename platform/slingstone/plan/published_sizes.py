@@ -33,9 +33,16 @@ class Work(NamedTuple):
     side: int
 
 
+class Prompt(NamedTuple):
+    """Tokens to which a prompt is padded, and how many numbers its embeddings are."""
+
+    tokens: int
+    numbers: int
+
+
 @dataclass(frozen=True)
 class Published:
-    """Weights of a published pipeline's network, autoencoder and text encoders, and what a picture takes.
+    """Weights of a published pipeline's network, autoencoder and text encoders, and what a prompt and a picture take.
 
     Attributes:
         plain: activations of a bf16 network and an fp32 decoder, without gradient checkpointing.
@@ -49,6 +56,7 @@ class Published:
     network: int
     vae: int
     text: int
+    prompt: Prompt
     plain: Activations
     checkpointed: Activations
     adapter: int
@@ -61,6 +69,7 @@ _SD15 = Published(
     network=859_520_964,
     vae=83_653_863,
     text=123_060_480,
+    prompt=Prompt(77, 77 * 768),
     plain=Activations(
         GraphBytes(936_603_648, 952_332_164),
         GraphBytes(774_828_928, 801_043_204),
@@ -80,6 +89,7 @@ _SDXL = Published(
     network=2_567_463_684,
     vae=83_653_863,
     text=123_060_480 + 694_659_840,
+    prompt=Prompt(77, 77 * 2048 + 1280),
     plain=Activations(
         GraphBytes(6_888_591_232, 6_919_920_520),
         GraphBytes(5_336_636_160, 5_367_968_648),
@@ -99,6 +109,7 @@ _PIXART = Published(
     network=610_856_096,
     vae=83_653_863,
     text=4_762_310_656,
+    prompt=Prompt(120, 120 * 4096),
     plain=_SD15.plain._replace(
         trained=GraphBytes(1_548_490_496, 1_563_822_340), frozen=GraphBytes(815_286_528, 834_150_404)
     ),

@@ -5,12 +5,14 @@ from textwrap import indent
 
 from tabulate import tabulate
 
-from slingstone.config import KL, Experiment
+from slingstone.config import EMBEDDINGS_LIMIT, KL, Experiment
 from slingstone.plan.cost import GIB, Assumptions, Cost, cost
 from slingstone.plan.memory import Sizes, estimate, sizes
 from slingstone.plan.published_sizes import PUBLISHED, Work
 from slingstone.plan.work import passes, step_flops, work_of
 
+ASSUMED_TFLOPS = 100.0
+"""Of one GPU at the text encoders: a tenth of an H100's peak."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -53,6 +55,24 @@ def _memory(experiment: Experiment) -> Iterator[str]:
     if found.host:
         yield line("in host memory", found.host)
     yield "  beside it: the workspaces of kernels, fragmentation, and rewards on the same device"
+    yield from _prompts(experiment, known)
+
+
+def _prompts(experiment: Experiment, known: Sizes) -> Iterator[str]:
+    """Yield where the training prompts are encoded, and what that takes."""
+    if not known.prompts:
+        yield "prompts: not known, their file is not here yet"
+        return
+    size = known.embeddings(experiment)
+    how = f"{known.prompts:,} prompts: embeddings of {size / GIB:.3g} GiB"
+    if known.ahead(experiment):
+        flops = 2 * known.text * known.prompt.tokens * known.prompts / experiment.runtime.num_workers
+        minutes = flops / (ASSUMED_TFLOPS * 1e12) / 60
+        yield f"{how} under {experiment.storage}/embeddings, before the first step"
+        yield f"  in {minutes:.2g} min a GPU that reaches {ASSUMED_TFLOPS:g} TFLOP/s"
+    else:
+        why = "" if experiment.models.keep_text_encoder else f", more than {EMBEDDINGS_LIMIT / GIB:g} GiB"
+        yield f"{how}{why}: encoded as training goes"
 
 
 def scaling(experiment: Experiment, gpus: int, assumed: Assumptions) -> str:

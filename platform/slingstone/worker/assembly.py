@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import nn
 
 from slingstone.checkpoints.state import State
-from slingstone.config import KL, Experiment, Objective, Optimizer, PseudoHuber
+from slingstone.config import EMBEDDINGS_LIMIT, KL, Experiment, Objective, Optimizer, PseudoHuber
 from slingstone.engines.engine import ShardedEngine, build_engine
 from slingstone.engines.family import load_family
 from slingstone.networks.adapters import sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder, reward_decoder
-from slingstone.networks.embeddings import EmbeddingStore, fingerprint
+from slingstone.networks.embeddings import EmbeddingStore, fingerprint, stored_bytes
 from slingstone.networks.protocol import DTYPES, ModelFamily
-from slingstone.networks.text import RememberingEncoder
+from slingstone.networks.text import PromptEncoder
 from slingstone.objectives import divergence
 from slingstone.prompts.files import read_prompts
 from slingstone.prompts.sampler import PromptSampler
@@ -46,9 +46,7 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
     torch.manual_seed(experiment.seed)
     family = load_family(experiment, device)
     texts = read_prompts(experiment.data.prompts, experiment.data.column)
-    if not models.keep_text_encoder:
-        evaluated = held_out(experiment.evaluation)
-        encode_ahead(family, [*texts, *evaluated], Path(experiment.storage) / "embeddings", rank, world)
+    encoder = text_encoder(experiment, family, texts, rank, world)
     averaged = sharing_copy(family.generator).requires_grad_(False).eval()
 
     def engine(network: nn.Module, optimizer: Optimizer) -> ShardedEngine:
@@ -66,7 +64,7 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
         experiment.runtime.gradient_checkpointing,
     )
     trainer = Trainer(
-        family=replace(family, decoder=decoder),
+        family=replace(family, decoder=decoder, text_encoder=encoder),
         generator=generator,
         assistant=assistant,
         rewards=panel(experiment, judges),
@@ -80,15 +78,31 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
     return Parts(trainer, state, averaged, measure)
 
 
-def encode_ahead(family: ModelFamily, prompts: Sequence[str], directory: Path, rank: int, world: int) -> None:
-    """Have the ranks encode all prompts, each its share, and take the text encoders off the device; a collective."""
-    encoder = family.text_encoder
-    assert isinstance(encoder, RememberingEncoder)
-    store = EmbeddingStore(directory, fingerprint(encoder))
-    encoder.compute_into(store, ["", *prompts][rank::world])
+def text_encoder(
+    experiment: Experiment, family: ModelFamily, texts: Sequence[str], rank: int, world: int
+) -> PromptEncoder:
+    """Return the encoder of the training prompts, in the networks' precision; a collective.
+
+    Without `keep_text_encoder` all prompts are encoded now, each rank its share, and the weights leave the device;
+    unless the embeddings are more than `EMBEDDINGS_LIMIT`. Prompts of evaluations are encoded in fp32, as an exported
+    pipeline does it.
+    """
+    evaluated = family.text_encoder
+    assert isinstance(evaluated, PromptEncoder)
+    dtype = DTYPES[experiment.runtime.precision]
+    trained = evaluated.rounding(dtype)
+    if experiment.models.keep_text_encoder or stored_bytes(trained.encode([""]), dtype) * len(texts) > EMBEDDINGS_LIMIT:
+        return trained
+    directory, name = Path(experiment.storage) / "embeddings", fingerprint(evaluated)
+    held = ["", *held_out(experiment.evaluation)]
+    for encoder, precision, prompts in ((evaluated, torch.float32, held), (trained, dtype, ["", *texts])):
+        store = EmbeddingStore(directory, name, precision, prompts)
+        store.fill(encoder.encode, rank, world)
+        encoder.read_from(store)
     if dist.is_initialized():
         dist.barrier()
-    encoder.leave_device()
+    evaluated.cpu()
+    return trained
 
 
 def step_settings(experiment: Experiment, world: int) -> StepSettings:

@@ -73,11 +73,10 @@ class PlainLoop:
 
     @torch.no_grad()
     def warm_up(self) -> None:
-        """Embed every prompt once: all sides remember them, so none must be charged for the first time."""
+        """Have the rewards embed every prompt once: they remember them on all sides."""
         grey = torch.full_like(self.family.decoder.decode(self._noise()), 0.5)
         for start in range(0, len(self._all_prompts), len(grey)):
             prompts = self._all_prompts[start : start + len(grey)]
-            self.family.text_encoder.encode(prompts)
             for _, model in self.rewards:
                 model.score(grey[: len(prompts)], prompts)
 

@@ -21,7 +21,7 @@ from workbench.benchmark.statistics import ARMS, Block, Plan, summarise, table
 
 LATENCY_S = 0.15
 PROMPTS = 256
-"""Few enough for everybody to remember; their first embedding is no part of a step."""
+"""Few enough for rewards to remember; their first embedding is no part of a step."""
 
 
 def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
