@@ -48,7 +48,7 @@ def test_ranks_and_replicas_land_on_the_nodes_of_their_group(scenario):
     assert list(ranks.values()) == [["trainer"]]
     assert [found["nodes"][name] for name in ranks] == [2], "spread over both nodes of the group"
     assert len(replicas) == 2
-    assert found["groups"]["_Board"] == ["head"], "beside the driver, which outlives the nodes that train"
+    assert found["groups"]["Board"] == ["head"], "beside the driver, which outlives the nodes that train"
     assert all(groups == ["reward"] for groups in replicas.values())
     assert found["images"] == 32
     assert "placement.rewards = 'slingstone/group=nowhere': no node carries this label" in found["refusal"]

@@ -10,13 +10,21 @@ import torch
 import yaml
 
 from reward_services.http_client import HttpClient
-from reward_services.protocol import UnauthorisedError
+from reward_services.protocol import RewardUnavailableError, UnauthorisedError
 from reward_services.wire import TOKEN_VARIABLE
 from slingstone.driver.head import Head
 from tests.reward_services.replicas import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a secret of the tests"
+NAMES = ("pickscore", "hps", "imagereward")
+
+
+def answers(client: HttpClient) -> bool:
+    try:
+        return bool(client.describe())
+    except RewardUnavailableError:
+        return False
 
 
 @pytest.mark.ray
@@ -48,8 +56,10 @@ def test_serve_deploy_on_a_fresh_head_answers_over_http_to_who_has_the_token(
             return [one["status"] for one in applications.values()] == ["RUNNING"] * 3
 
         wait_until(running, timeout_s=300)
+        # A running application's route reaches the proxy a moment later.
+        wait_until(lambda: all(answers(HttpClient(proxy, name)) for name in NAMES), timeout_s=30)
         images = torch.rand(2, 3, 32, 32, requires_grad=True)
-        for name in ("pickscore", "hps", "imagereward"):
+        for name in NAMES:
             scores, gradient = HttpClient(proxy, name).submit(images, ["a red circle", "a blue square"]).result()
             assert scores.isfinite().all()
             assert gradient.abs().sum() > 0
