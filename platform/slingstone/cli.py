@@ -67,6 +67,7 @@ def plan(given: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from slingstone.config import load
+    from slingstone.config.paths import resolved
     from slingstone.plan.cost import DEVICES, Assumptions
     from slingstone.plan.report import scaling
 
@@ -75,7 +76,7 @@ def plan(given: argparse.Namespace) -> None:
     if given.gpus < 1 or not 0 < given.utilisation <= 1:
         raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
     assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
-    print(scaling(load(given.config, given.overrides), given.gpus, assumed))
+    print(scaling(resolved(load(given.config, given.overrides)), given.gpus, assumed))
 
 
 def head(given: argparse.Namespace) -> None:

@@ -68,6 +68,14 @@ def test_artifacts_lie_under_storage(run, storage):
     assert storage.resolve() in Path(uri.removeprefix("file://")).parents
 
 
+def test_artifacts_lie_under_storage_where_the_user_named_the_database_too(experiment, storage, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where MLflow by itself would put them
+    named = experiment.tracking.model_copy(update={"uri": tracking_uri(experiment), "experiment": "named"})
+    experiment = experiment.model_copy(update={"tracking": named})
+    uri = stored(open_run(experiment, tracking_uri(experiment), storage / "align" / "scenes")).info.artifact_uri
+    assert storage.resolve() in Path(uri.removeprefix("file://")).parents
+
+
 def test_a_continued_run_keeps_its_id_and_runs_again(experiment, run, storage):
     run.end("FAILED")
     again = open_run(experiment, run.uri, storage, run_id=run.run_id)
