@@ -89,7 +89,7 @@ def test_so_do_those_of_a_sweeps_trials_whatever_directory_a_trial_starts_in(wri
     os.chdir(here)
     tree["space"] = {"data.prompts": {"kind": "choice", "values": ["prompts.txt", "absent.txt"]}}
     (here / "sweep.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(ValueError, match="absent.txt"):
+    with pytest.raises(ValueError, match=r"absent\.txt"):
         trials.prepare(load_as(Sweep, here / "sweep.yaml"))
 
 

@@ -28,6 +28,7 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
         ValueError: what the user can mend.
         launch.RunFailed: a shard could not be evaluated; what is done stays done.
     """
+    uri = tracking.ready(comparison)
     if not ray.is_initialized():
         cluster.connect(comparison.workers.threads_per_worker)
     _fits(comparison)
@@ -47,7 +48,6 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     summary = results.collect(comparison, shards, _speeds(comparison, say), real)
     summary["seconds"] = round(time.monotonic() - start, 1)
     results.write(comparison, summary, sheets)
-    uri = tracking.tracking_uri(comparison)
     summary["mlflow_run_id"] = results.track(comparison, summary, uri)
     with replacing(directory(comparison) / "summary.json") as path:
         path.write_text(json.dumps(summary))

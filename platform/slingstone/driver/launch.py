@@ -60,6 +60,7 @@ def align(
             tracking.Run(tracking.tracking_uri(experiment), done["mlflow_run_id"], journal, "spool").end("FINISHED")
         _conclude(done, history, say)
         return done
+    uri = tracking.ready(experiment)
     if not ray.is_initialized():
         connect(experiment.runtime.threads_per_worker)
     placement.check(experiment, ray.nodes())
@@ -68,7 +69,6 @@ def align(
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
-        uri = tracking.tracking_uri(experiment)
         history.directory.mkdir(parents=True, exist_ok=True)
         opened = tracking.open_run(experiment, uri, history.directory, history.mlflow_run(uri), parent)
         # With the workers' journal, to deliver what they could not.

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
 
 from slingstone.config import Experiment, flatten
 from slingstone.config.comparison import Comparison
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 PARAM_VALUE_LIMIT = 6000
 PARAMS_A_BATCH = 100
+MIGRATION_TIMEOUT_S = 600.0
+"""How long a job waits while another one makes the tables of a database; that takes some ten seconds."""
 
 
 def open_run(
@@ -89,7 +93,7 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         group: configuration of the whole, with `name` and `storage`; its flat dump becomes the params.
         directory: remembers the run.
     """
-    uri, path = tracking_uri(experiment), directory / "mlflow.json"
+    uri, path = ready(experiment), directory / "mlflow.json"
     if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
         run = reopened(uri, saved["run_id"])
     else:
@@ -124,6 +128,31 @@ def tracking_uri(settings: Experiment | Comparison) -> str:
             raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: is another place in each process; set it to {here}")
         return given
     return f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
+
+
+def ready(settings: Experiment | Comparison) -> str:
+    """Return the tracking URI once its store answers; jobs call it before they hold anything.
+
+    A fresh SQLite file gets its tables here, from one process at a time: MLflow's migrations break when two run them.
+
+    Raises:
+        ValueError: the store does not answer, or MLFLOW_TRACKING_URI means another place in each process.
+    """
+    uri = tracking_uri(settings)
+    parts, lock = urlsplit(uri), nullcontext()
+    try:
+        if parts.scheme.startswith("sqlite"):
+            file = Path(parts.path[1:])
+            file.parent.mkdir(parents=True, exist_ok=True)  # else MLflow tries again for an hour
+            lock = FileLock(f"{file}.lock", timeout=MIGRATION_TIMEOUT_S)
+        with lock:
+            new_client(uri).search_experiments(max_results=1)
+    except Exception as error:  # of whatever transport the URI means
+        said = " ".join(str(error).replace(uri, redacted(uri)).split())[:300]
+        raise ValueError(
+            f"tracking.uri = {redacted(uri)!r}: does not answer; start it, or name another: {said}"
+        ) from error
+    return uri
 
 
 def redacted(uri: str) -> str:
