@@ -49,6 +49,12 @@ def test_the_demo_names_every_key_of_a_run():
     assert list(missing(load(SCENES), given, "")) == []
 
 
+@pytest.mark.parametrize("key", ["tracking.experiment", "training.keep_best", "evaluation.column"])
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(write, key):
+    assert "is not valid YAML" in message(SCENES, rf'{key}="\ud83d"')
+    assert "half of a surrogate pair" in message(write(r'name: "\ud83d"'))
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     run = load(SCENES, ["training.generator_optimizer.lr=1e-5"])
     assert run.training.generator_optimizer.lr == 1e-5

@@ -12,6 +12,7 @@ from slingstone.config import Comparison, Models, load, paths
 from slingstone.config.comparison import AlignedRun, Model, OneStep, PromptFile, Stock
 from slingstone.driver import preflight
 from slingstone.prompts.files import read_grouped_prompts
+from slingstone.prompts.hub import local_copy
 
 BATCHES = 4
 """Batches of a shard: what a crash loses."""
@@ -84,15 +85,21 @@ def model_directory(comparison: Comparison, model: Model) -> Path:
 
 
 def prepare(comparison: Comparison) -> Comparison:
-    """Return the comparison with absolute paths.
+    """Return the comparison with absolute paths and prompts that are here.
 
     Raises:
         ValueError: naming every file that is missing or is not what it should be.
+        hub.HubAway: prompts of the hub cannot be had now.
     """
-    resolved = paths.resolved(comparison)
-    if mistakes := list(_mistakes(resolved)):
+    found = paths.resolved(comparison)
+    here = [
+        entry.model_copy(update={"path": local_copy(entry.path, (entry.column, *entry.groups), found.storage)})
+        for entry in found.prompts
+    ]
+    found = found.model_copy(update={"prompts": tuple(here)})
+    if mistakes := list(_mistakes(found)):
         raise ValueError("\n".join(mistakes))
-    return resolved
+    return found
 
 
 def models_of(entry: AlignedRun | OneStep) -> Models:

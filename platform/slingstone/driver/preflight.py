@@ -3,22 +3,32 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from slingstone.config import Data, Evaluation, Experiment, Models, Rewards
+from slingstone.config import Experiment, Models, Rewards
 from slingstone.config.paths import HUB_ID, resolved
 from slingstone.prompts.files import read_prompts
+from slingstone.prompts.hub import local_copy
 
 
 def prepare(experiment: Experiment) -> Experiment:
-    """Return the run with absolute paths, so that it means the same in every process of the cluster.
+    """Return the run with absolute paths and prompts that are here, so that it means the same in every process.
 
     Raises:
         ValueError: naming every file that is missing or is not what it should be.
+        hub.HubAway: prompts of the hub cannot be had now.
     """
     found = resolved(experiment)
-    mistakes = [*_models(found.models), *absent_rewards(found.rewards), *_prompts("data", found.data)]
-    mistakes += _prompts("evaluation", found.evaluation)
-    if "://" in experiment.storage:
-        mistakes.append(f"storage = {experiment.storage!r}: is no directory; give one that all nodes see")
+    mistakes = [*_models(found.models), *absent_rewards(found.rewards)]
+    if "://" in found.storage:
+        mistakes.append(f"storage = {found.storage!r}: is no directory; give one that all nodes see")
+    for section in ("data", "evaluation"):
+        settings = getattr(found, section)
+        try:
+            here = local_copy(settings.prompts, (settings.column,), found.storage)
+            read_prompts(here, settings.column)
+        except ValueError as error:
+            mistakes.append(f"{section}.prompts: {error}")
+            continue
+        found = found.model_copy(update={section: settings.model_copy(update={"prompts": here})})
     if mistakes:
         raise ValueError("\n".join(mistakes))
     return found
@@ -52,10 +62,3 @@ def _models(models: Models) -> Iterator[str]:
             )
     if models.reward_decoder is not None:
         yield from absent("models.reward_decoder", models.reward_decoder)
-
-
-def _prompts(section: str, settings: Data | Evaluation) -> Iterator[str]:
-    try:
-        read_prompts(settings.prompts, settings.column)
-    except ValueError as error:
-        yield f"{section}.prompts: {error}"
