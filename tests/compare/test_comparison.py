@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from slingstone.compare import results, schedule, table
+from slingstone.compare import contents, results, schedule, table
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import directory, prepare, shards_of
 from slingstone.config import Comparison, ConfigError, load_as, to_yaml
@@ -128,6 +129,31 @@ def test_what_is_done_stays_done_until_the_model_or_its_settings_change(write_co
     paths = [shard.path for shard in shards_of(more)]
     assert paths[:2] == [shard.path for shard in shards[:2]]
     assert not {*paths[2:]} & {shard.path for shard in shards}, "the run was repeated in the meantime"
+
+
+def test_other_weights_of_the_same_size_and_time_are_other_weights(write_comparison, aligned):
+    before = [shard.path for shard in shards_of(planned(write_comparison()))]
+    weights = aligned / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    was = weights.stat()
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    contents._of_file.cache_clear()  # as in the next process
+    after = [shard.path for shard in shards_of(planned(write_comparison()))]
+    assert before[0] == after[0], "the initial generator"
+    assert before[1] != after[1], "the run"
+
+
+def test_another_copy_of_everything_and_what_changes_no_score_draw_nothing_again(write_comparison, aligned, tmp_path):
+    before = shards_of(planned(write_comparison()))
+    tree = yaml.safe_load(write_comparison().read_text())
+    shutil.copytree(tree["models"][0]["models"]["generator"], tmp_path / "generator")
+    shutil.copytree(tree["rewards"]["services"][0]["checkpoint"], tmp_path / "reward")
+    aligned.rename(tmp_path / "align" / "moved")
+    tree["models"][0]["models"]["generator"] = str(tmp_path / "generator")
+    tree["models"][1] |= {"run": str(tmp_path / "align" / "moved"), "parameters": "1K"}
+    tree["rewards"]["services"][0] |= {"checkpoint": str(tmp_path / "reward"), "deadline_s": 7, "num_replicas": 3}
+    assert shards_of(planned(write_comparison(**tree))) == before
 
 
 def test_mistakes_are_named_together_before_anything_starts(write_comparison, tmp_path):

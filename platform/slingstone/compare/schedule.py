@@ -13,8 +13,9 @@ from torch.nn.functional import interpolate
 from reward_services.spec import label_selector
 from slingstone import tracking
 from slingstone.compare import results
+from slingstone.compare.contents import by_content, digest
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet, replacing
-from slingstone.compare.shards import Shard, digest, directory, grouped_prompts, model_directory, shards_of
+from slingstone.compare.shards import Shard, directory, grouped_prompts, model_directory, shards_of
 from slingstone.config import Comparison
 from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.evaluation.grids import prompt_grid
@@ -40,7 +41,7 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
         with rewards.running(comparison.rewards, comparison.placement):
             _evaluate(comparison, left, known, say)
     features = comparison.features and comparison.features.model_dump(mode="json")
-    real = directory(comparison) / "real_features" / f"{digest(features)}.pt"
+    real = directory(comparison) / "real_features" / f"{digest(by_content(features))}.pt"
     if features and not real.is_file():
         say("computing the features of the real pictures")
         _alone(comparison, "real_features", real)

@@ -1,13 +1,11 @@
 """What a comparison will do, checked before anything is held, in shards that can be evaluated in any order."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from slingstone.compare.contents import by_content, digest
 from slingstone.config import Comparison, Models, load, paths
 from slingstone.config.comparison import AlignedRun, Model, OneStep, PromptFile, Stock
 from slingstone.driver import preflight
@@ -16,6 +14,10 @@ from slingstone.prompts.hub import local_copy
 
 BATCHES = 4
 """Batches of a shard: what a crash loses."""
+LOADED = {"reference", "generator", "generator_timestep", "generator_input", "generator_noise_level", "decode_chunk"}
+"""Fields of a models section that matter to pictures in one step."""
+JUDGED = {"name", "model", "checkpoint", "backend", "tokenizer", "preprocess", "dtype", "device"}
+"""Fields of a reward that matter to its scores."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,15 @@ def directory(comparison: Comparison) -> Path:
 
 
 def model_directory(comparison: Comparison, model: Model) -> Path:
-    """Return the folder of all that is known of a model; another one when its files or settings change."""
+    """Return the folder of all that is known of a model; another one when the bytes or settings behind it change."""
+    if isinstance(model, Stock):
+        drawn = model.model_dump(mode="json", exclude={"name", "parameters"})
+    else:
+        drawn = models_of(model).model_dump(mode="json", include=LOADED)
     facts = {
-        "model": model.model_dump(mode="json"),
-        "files": [_state(Path(path)) for path in _files(model)],
-        "rewards": [service.spec.model_dump(mode="json") for service in comparison.rewards.services],
-        "reward_files": [_state(Path(service.checkpoint)) for service in comparison.rewards.services],
-        "features": comparison.features and comparison.features.model_dump(mode="json"),
+        "model": by_content(drawn),
+        "rewards": [by_content(entry.model_dump(mode="json", include=JUDGED)) for entry in comparison.rewards.services],
+        "features": by_content(comparison.features and comparison.features.model_dump(mode="json")),
         "sampling": [comparison.images_per_prompt, comparison.batch_size, comparison.seed],
         "measures": [comparison.oracle, comparison.diversity],
     }
@@ -136,14 +140,3 @@ def _mistakes(comparison: Comparison) -> Iterator[str]:
             yield f"features.images = {features.images!r}: is no folder; give one of .png or .jpg pictures"
     for field, path in named:
         yield from preflight.absent(field, path)
-
-
-def digest(facts: Any) -> str:
-    """Return a short name for plain values, the same for the same values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Return what changes when the files at a place do; nothing for a hub id."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
