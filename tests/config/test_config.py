@@ -69,6 +69,25 @@ def test_an_override_changes_its_path_and_nothing_else():
     assert run.model_dump() == expected
 
 
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("training.generator_optimizer.lr=0.5", "training.generator_optimizer.lr"),
+        ("rewards.services.pickscore.http.max_images=7", "rewards.services.pickscore.http.max_images"),
+        ("rewards.services.1.weight=0.25", "rewards.services.hps.weight"),
+    ],
+)
+def test_an_override_changes_the_one_key_that_it_names_whatever_the_file_shares_by_anchors(write, override, changed):
+    tree = yaml.safe_load(SCENES.read_text())
+    tree["training"]["assistant_optimizer"] = tree["training"]["generator_optimizer"]
+    tree["rewards"]["services"] = [{**service, "http": {}} for service in tree["rewards"]["services"][:2]]
+    tree["rewards"]["services"][1]["http"] = tree["rewards"]["services"][0]["http"]
+    path = write(yaml.safe_dump(tree) + "\n")
+    assert "*id001" in path.read_text()
+    before, after = flatten(load(path)), flatten(load(path, [override]))
+    assert [key for key in before if before[key] != after[key]] == [changed]
+
+
 def test_an_override_may_replace_a_tagged_section():
     run = load(SCENES, ["objective.distance={kind: pseudo_huber, constant: 0.1, per: element}"])
     assert run.objective.distance == PseudoHuber(kind="pseudo_huber", constant=0.1, per="element")

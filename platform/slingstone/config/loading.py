@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -115,9 +116,11 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
             return f"override {text!r}: {above} has no element {key!r}; it has: {names}"
         if depth == len(keys):
             node[place] = parsed
-        elif isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = node[place]
+        else:
+            inner = node.get(key) if isinstance(node, dict) else node[place]
+            # A copy: by YAML's anchors other keys may share it.
+            node[place] = {} if inner is None else copy(inner)
+            node = node[place]
     return None
 
 
