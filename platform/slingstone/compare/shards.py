@@ -114,7 +114,8 @@ def models_of(entry: AlignedRun | OneStep) -> Models:
     return models.model_copy(update={"generator": str(Path(entry.run) / "pipeline"), "assistant": None})
 
 
-def _files(entry: Model) -> list[str]:
+def files_of(entry: Model) -> list[str]:
+    """Return the pipelines and files that a model is loaded from, its text encoders' first."""
     if isinstance(entry, Stock):
         return [entry.location] if entry.weights is None else [entry.location, entry.weights]
     return [models_of(entry).reference, models_of(entry).generator]
@@ -127,7 +128,7 @@ def _mistakes(comparison: Comparison) -> Iterator[str]:
         if isinstance(model, AlignedRun) and not (Path(model.run) / "pipeline" / "model_index.json").is_file():
             yield f"{field}.run = {model.run!r}: holds no exported pipeline; finish the run, or give another directory"
         else:
-            named += [(field, path) for path in _files(model)]
+            named += [(field, path) for path in files_of(model)]
     for entry in comparison.prompts:
         try:
             grouped_prompts(entry)

@@ -13,6 +13,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from slingstone.networks.embeddings import EmbeddingStore
 from slingstone.networks.protocol import Condition
 
+PIXART_TOKENS = 120
+"""Of T5, of the published pipeline."""
+SD3_T5_TOKENS = 256
+"""Of T5, of the published pipeline."""
+
 
 class RememberingEncoder(nn.Module, ABC):
     """Encodes every prompt alone and remembers it.
@@ -147,7 +152,7 @@ class PixArtTextEncoder(RememberingEncoder):
         self.tokenizer = tokenizer
         self.model = text_encoder
         self.picture_side = picture_side
-        self.tokens = 120
+        self.tokens = PIXART_TOKENS
 
     def compute(self, prompt: str) -> dict[str, Tensor]:
         """Return the condition of one prompt."""
@@ -185,7 +190,7 @@ class Sd3TextEncoder(RememberingEncoder):
         self.first, self.second = text_encoder, text_encoder_2
         self.t5_tokenizer = tokenizer_3
         self.t5 = text_encoder_3
-        self.t5_tokens = 256
+        self.t5_tokens = SD3_T5_TOKENS
 
     def compute(self, prompt: str) -> dict[str, Tensor]:
         """Return the condition of one prompt."""
@@ -199,10 +204,14 @@ class Sd3TextEncoder(RememberingEncoder):
         }
 
 
+def clip_length(tokenizer: CLIPTokenizer, positions: int) -> int:
+    """Return the most tokens that a CLIP encoder takes; a tokenizer saved without a length reports 1e30."""
+    return min(tokenizer.model_max_length, positions)
+
+
 def _clip_tokens(tokenizer: CLIPTokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, prompt: str) -> Tensor:
     """Return the token ids [1, token] of a prompt, padded or cut to what the model takes, on the model's device."""
-    # A tokenizer saved without a length reports 1e30.
-    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    length = clip_length(tokenizer, model.config.max_position_embeddings)
     words = tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return words.input_ids.to(model.device)
 

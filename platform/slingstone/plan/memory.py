@@ -115,7 +115,7 @@ def sizes(experiment: Experiment) -> Sizes:
         ValueError: if nothing is.
     """
     models, runtime, reference = experiment.models, experiment.runtime, experiment.models.reference
-    directory = _local(reference)
+    directory = local_pipeline(reference)
     if directory is None:
         if reference not in PUBLISHED:
             raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
@@ -174,7 +174,7 @@ def _shares(experiment: Experiment, start: str) -> bool:
     return start.endswith((".safetensors", ".bin", ".pt", ".pth")) and "lora" in Path(start).name.lower()
 
 
-def _local(reference: str) -> Path | None:
+def local_pipeline(reference: str) -> Path | None:
     """Return the directory of a pipeline that is here, or lies in the hub's cache."""
     if Path(reference).is_dir():
         return Path(reference)
