@@ -174,6 +174,15 @@ def test_mistakes_are_named_together_before_anything_starts(write_comparison, tm
     assert "prompts.absent: prompts file 'absent.txt' does not exist" in str(caught.value)
 
 
+def test_a_set_of_one_picture_is_refused_before_it_is_drawn_where_distances_are_asked_for(write_comparison, tmp_path):
+    path = yaml.safe_load(write_comparison().read_text())["prompts"][0]["path"]
+    one = [{"name": "kinds", "path": path, "num_prompts": 1}]
+    features = {"kind": "clip", "checkpoint": "owner/clip", "images": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"prompts\.kinds: a single picture has neither FID nor KID"):
+        planned(write_comparison(prompts=one, images_per_prompt=1, features=features))
+    planned(write_comparison(prompts=one, images_per_prompt=2, features=features))
+
+
 def test_the_shards_add_up_to_rows_groups_win_rates_and_distances(write_comparison, rewards_root, tmp_path):
     folder = tmp_path / "real"
     folder.mkdir()

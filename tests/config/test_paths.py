@@ -157,6 +157,16 @@ def test_results_in_a_directory_that_goes_with_the_job_are_refused(micro, tmp_pa
     assert "absolute path" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b"])
+@pytest.mark.parametrize("key", ["storage", "recovery.checkpoints", "tracking.uri"])
+def test_a_place_that_a_uri_would_name_otherwise_is_refused(tmp_path, name, key):
+    """SQLite would write to `a`, MLflow to `a b`, and two storages would share a database."""
+    asked = f"{key}={tmp_path / name}"
+    with pytest.raises(ValueError, match=rf"{key} = .*holds '.', which means something else in a URI"):
+        resolved(load(ROOT / "configs" / "align" / "scenes.yaml", [asked]))
+    resolved(load(ROOT / "configs" / "align" / "scenes.yaml", [f"{key}={tmp_path / 'a b=ü&c'}"]))
+
+
 def test_a_home_directory_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = resolved(load(ROOT / "configs" / "align" / "scenes.yaml", ["storage=~/out"]))

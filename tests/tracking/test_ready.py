@@ -44,12 +44,11 @@ def test_one_process_at_a_time_makes_the_tables(micro, tmp_path, monkeypatch):
     inside, most = [], []
 
     class Client:
-        def search_experiments(self, max_results: int) -> list[str]:
+        def get_experiment_by_name(self, name: str) -> None:
             inside.append(threading.get_ident())
             most.append(len(inside))
             time.sleep(0.05)
             inside.remove(threading.get_ident())
-            return []
 
     monkeypatch.setattr(store, "new_client", lambda uri: Client())
     run = micro(f"tracking.uri=sqlite:///{tmp_path}/new/directory/mlflow.db")

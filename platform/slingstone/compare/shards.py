@@ -131,9 +131,12 @@ def _mistakes(comparison: Comparison) -> Iterator[str]:
             named += [(field, path) for path in files_of(model)]
     for entry in comparison.prompts:
         try:
-            grouped_prompts(entry)
+            pictures = len(grouped_prompts(entry)) * comparison.images_per_prompt
         except ValueError as error:
             yield f"prompts.{entry.name}: {error}"
+            continue
+        if comparison.features is not None and pictures < 2:
+            yield f"prompts.{entry.name}: a single picture has neither FID nor KID; give more, or features: null"
     yield from preflight.absent_rewards(comparison.rewards)
     if (features := comparison.features) is not None:
         named.append(("features.checkpoint", features.checkpoint))

@@ -53,6 +53,9 @@ def _written(path: str, base: Path) -> str:
     if UNPACKED.match(f"{found}/"):
         remedy = "give an absolute path that all nodes see"
         raise PydanticCustomError("gone", f"lies in a directory that Ray made for this job and deletes; {remedy}")
+    if odd := re.search("[?%#]", found):
+        said = "holds {letter}, which means something else in a URI; give another directory"
+        raise PydanticCustomError("odd", said, {"letter": repr(odd[0])})
     return found
 
 

@@ -266,7 +266,7 @@ class Tracking(Section):
 
     uri: StoreUri | None = None
     """Tracking URI; null takes MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
-    experiment: str = "slingstone"
+    experiment: Annotated[str, Field(pattern=r"\S", max_length=500)] = "slingstone"
     """MLflow experiment."""
     system_metrics: bool = True
     """Use of CPU, memory, disk, network and GPU of the first worker's node, every ten seconds, under `system/`."""

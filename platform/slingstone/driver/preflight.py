@@ -60,5 +60,19 @@ def _models(models: Models) -> Iterator[str]:
                 f"{field} = {path!r}: is no diffusers pipeline, it has no model_index.json; "
                 "give a directory that save_pretrained wrote, or a hub id"
             )
+        elif is_pipeline and (part := _of_variants_alone(Path(path))):
+            yield (
+                f"{field} = {path!r}: {part}/ holds weights of a variant alone, such as fp16; give a pipeline that was "
+                "saved without `variant`"
+            )
     if models.reward_decoder is not None:
         yield from absent("models.reward_decoder", models.reward_decoder)
+
+
+def _of_variants_alone(pipeline: Path) -> str | None:
+    """Return the first part of a pipeline all of whose weights are of a variant: `model.fp16.safetensors`."""
+    for part in sorted(path for path in pipeline.iterdir() if path.is_dir()):
+        files = [file.name for kind in ("*.safetensors", "*.bin") for file in part.glob(kind)]
+        if files and all(name.count(".") > 1 for name in files):
+            return part.name
+    return None

@@ -33,8 +33,8 @@ def open_run(
     Artifacts of a database without a server go beside the directory; `parent` is the run that it is shown under, as a
     sweep's.
     """
-    if run_id is not None:
-        return reopened(uri, run_id)
+    if run_id is not None and (run := reopened(uri, run_id)) is not None:
+        return run
     tracking, models = experiment.tracking, experiment.models
     tags = {"kind": "align", "directory": str(directory)}
     tags |= {"algorithm": algorithm(experiment), "model_family": model_family(models.reference)}
@@ -59,9 +59,19 @@ def model_family(reference: str) -> str:
     return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else reference
 
 
-def reopened(uri: str, run_id: str) -> Run:
-    """Return a run that was ended, to continue it."""
-    new_client(uri).update_run(run_id, "RUNNING")
+def reopened(uri: str, run_id: str) -> Run | None:
+    """Return a run that was ended, to continue it; None if it was deleted in MLflow."""
+    from mlflow.exceptions import MlflowException
+
+    client = new_client(uri)
+    try:
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            return None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    client.update_run(run_id, "RUNNING")
     return Run(uri, run_id)
 
 
@@ -94,9 +104,9 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         directory: remembers the run.
     """
     uri, path = ready(experiment), directory / "mlflow.json"
-    if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
-        run = reopened(uri, saved["run_id"])
-    else:
+    saved = json.loads(path.read_text()) if path.is_file() else {}
+    run = reopened(uri, saved["run_id"]) if saved.get("uri") == uri else None
+    if run is None:
         tags, name = {"kind": kind, "directory": str(directory)}, f"{kind} {group.name}"
         run = create_run(uri, experiment.tracking.experiment, name, flatten(group), tags, Path(group.storage))
         path.write_text(json.dumps({"uri": uri, "run_id": run.run_id}))
@@ -136,7 +146,8 @@ def ready(settings: Experiment | Comparison) -> str:
     A fresh SQLite file gets its tables here, from one process at a time: MLflow's migrations break when two run them.
 
     Raises:
-        ValueError: the store does not answer, or MLFLOW_TRACKING_URI means another place in each process.
+        ValueError: the store does not answer, its experiment was deleted, or MLFLOW_TRACKING_URI means another place
+            in each process.
     """
     uri = tracking_uri(settings)
     parts, lock = urlsplit(uri), nullcontext()
@@ -146,12 +157,15 @@ def ready(settings: Experiment | Comparison) -> str:
             file.parent.mkdir(parents=True, exist_ok=True)  # else MLflow tries again for an hour
             lock = FileLock(f"{file}.lock", timeout=MIGRATION_TIMEOUT_S)
         with lock:
-            new_client(uri).search_experiments(max_results=1)
+            found = new_client(uri).get_experiment_by_name(settings.tracking.experiment)
     except Exception as error:  # of whatever transport the URI means
         said = " ".join(str(error).replace(uri, redacted(uri)).split())[:300]
         raise ValueError(
             f"tracking.uri = {redacted(uri)!r}: does not answer; start it, or name another: {said}"
         ) from error
+    if found is not None and found.lifecycle_stage == "deleted":
+        remedy = f"name another, or restore it: mlflow experiments restore -x {found.experiment_id}"
+        raise ValueError(f"tracking.experiment = {settings.tracking.experiment!r}: was deleted in MLflow; {remedy}")
     return uri
 
 
