@@ -16,6 +16,8 @@ from slingstone.driver.preflight import prepare
 from slingstone.sweep import trials
 from slingstone.tracking import tracking_uri
 from workbench.claims import plan
+from workbench.soak import run as soak
+from workbench.soak.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 RELATIVE = ("storage=out", "recovery.checkpoints=ckpt", "tracking.uri=sqlite:///rel.db")
@@ -108,6 +110,13 @@ def test_so_do_those_of_claims_and_comparisons(write_run, micro_checkpoints, her
     (here / "evaluate.yaml").write_text(yaml.safe_dump(tree))
     found = shards.prepare(load_as(Comparison, here / "evaluate.yaml"))
     assert (found.storage, found.tracking.uri) == (f"{here}/out", f"{here}/mlruns")
+
+
+def test_so_do_those_of_a_soaks_runs(micro, here):
+    soak.variant(micro(*RELATIVE[:2]), "undisturbed", Cluster(here))
+    os.chdir("/")  # the job starts elsewhere
+    run = prepare(load(here / "out" / "undisturbed.yaml"))
+    assert (run.storage, checkpoints(run)) == (f"{here}/out", f"{here}/ckpt/align/undisturbed/checkpoints")
 
 
 @pytest.mark.parametrize(

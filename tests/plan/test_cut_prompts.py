@@ -10,6 +10,7 @@ from reward_services import models
 from reward_services.spec import RewardSpec
 from slingstone.cli import main
 from slingstone.networks import latent_diffusion
+from slingstone.plan import cut_prompts as cut_prompts_module
 from slingstone.plan.cut_prompts import counted, cut_prompts, told
 from tests import tiny_pixart, tiny_sd3, tiny_sdxl
 
@@ -63,6 +64,15 @@ def test_a_rewards_score_does_not_see_what_counts_as_cut(rewards_root: Path, kin
     assert (found["cut"], found["prompts"]) == (1, 2)
     reward, picture = models.load(spec), torch.rand(1, 3, 48, 48)
     assert torch.equal(reward.score(picture, [LONG]), reward.score(picture, [f"{LONG} and a cat"]))
+
+
+@pytest.mark.parametrize("write", [tiny_sdxl.write_pipeline, tiny_pixart.write_pipeline, tiny_sd3.write_pipeline])
+def test_the_quick_look_at_letters_misses_no_prompt(tmp_path: Path, write, monkeypatch) -> None:
+    directory = str(write(tmp_path / "pipeline"))
+    prompts = [letter * count for letter in ("x", "#", "q ", "é", "猫") for count in range(1, 130)]
+    quick = counted({"x": prompts}, {"": directory}, ())
+    monkeypatch.setattr(cut_prompts_module, "SPECIAL", 10**6)
+    assert counted({"x": prompts}, {"": directory}, ()) == quick
 
 
 def test_what_cannot_be_counted_is_told_and_downloads_nothing(long_run):
