@@ -84,7 +84,9 @@ def plan(given: argparse.Namespace) -> None:
     if given.gpus < 1 or not 0 < given.utilisation <= 1:
         raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
     assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
-    print(scaling(resolved(load(given.config, given.overrides)), given.gpus, assumed))
+    experiment = load(given.config, given.overrides)
+    found = experiment.model_copy(update={"models": resolved(experiment.models)})  # nothing is written
+    print(scaling(found, given.gpus, assumed))
 
 
 def head(given: argparse.Namespace) -> None:

@@ -95,6 +95,19 @@ def test_so_do_those_of_a_sweeps_trials_whatever_directory_a_trial_starts_in(wri
         trials.prepare(load_as(Sweep, here / "sweep.yaml"))
 
 
+def test_a_submitted_sweep_needs_one_absolute_storage_its_own(write_run, here, tmp_path, monkeypatch):
+    unpacked = tmp_path / "working_dir_files" / "_ray_pkg_0d0b"
+    unpacked.mkdir(parents=True)
+    given = yaml.safe_load(write_run().read_text()) | {"storage": "outputs"}
+    (unpacked / "run.yaml").write_text(yaml.safe_dump(given))
+    space = {"seed": {"kind": "choice", "values": [0, 1]}}
+    tree = {"name": "few", "storage": str(here), "run": "run.yaml", "space": space, "search": {"kind": "grid"}}
+    tree |= {"objectives": [{"metric": "diversity"}], "signal": {"metric": "rewards/hps"}}
+    (unpacked / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(unpacked)
+    assert trials.prepare(load_as(Sweep, "sweep.yaml")).experiment.storage == str(here)
+
+
 def test_so_do_those_of_claims_and_comparisons(write_run, micro_checkpoints, here):
     tree: dict[str, Any] = {"name": "few", "storage": "out", "run": str(write_run()), "overrides": list(RELATIVE[1:])}
     tree |= {"seeds": [0], "studies": [{"name": "one", "title": "One", "arms": [{"name": "plain"}]}]}
@@ -125,6 +138,7 @@ def test_so_do_those_of_a_soaks_runs(micro, here):
         ("sqlite:///a/../rel.db?timeout=30", "sqlite:///{here}/rel.db?timeout=30"),
         ("sqlite+pysqlite:///rel.db", "sqlite+pysqlite:///{here}/rel.db"),
         ("sqlite:////abs/rel.db", "sqlite:////abs/rel.db"),
+        ("sqlite:///a b.db", "sqlite:///{here}/a b.db"),
         ("file:runs", "file://{here}/runs"),
         ("file:///abs/runs", "file:///abs/runs"),
         ("./runs", "{here}/runs"),
@@ -174,6 +188,8 @@ def test_a_place_that_a_uri_would_name_otherwise_is_refused(tmp_path, name, key)
     with pytest.raises(ValueError, match=rf"{key} = .*holds '.', which means something else in a URI"):
         resolved(load(ROOT / "configs" / "align" / "scenes.yaml", [asked]))
     resolved(load(ROOT / "configs" / "align" / "scenes.yaml", [f"{key}={tmp_path / 'a b=ü&c'}"]))
+    with pytest.raises(ValueError, match="holds '#'"):
+        resolved(load(ROOT / "configs" / "align" / "scenes.yaml", ["tracking.uri='sqlite:///a#b.db'"]))
 
 
 def test_a_home_directory_is_the_users(monkeypatch, tmp_path):

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from huggingface_hub import constants
 from pyarrow import parquet
 
-from slingstone.config import ConfigError, load
+from slingstone.config import ConfigError, Sweep, load, load_as
 from slingstone.driver.preflight import prepare
 from slingstone.prompts.files import read_prompts
 from slingstone.prompts.hub import HubAway, local_copy
 from slingstone.prompts.sampler import PromptSampler
+from slingstone.sweep import trials
 from tests.prompts import fake_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +80,21 @@ def test_of_a_dataset_with_pictures_the_prompts_alone_are_downloaded_once_and_th
     assert prepare(load(SCENES, [*asked, f"storage={tmp_path}"])) == run, "as a dry run and then the job"
     assert read_prompts(run.data.prompts)[3] == read_prompts(run.evaluation.prompts)[3] == "a red circle 3"
     assert hub.requests == requests, "nor is it asked again by ranks and evaluations"
+
+
+def test_a_sweep_over_datasets_reads_each_before_its_trials_start(hub, write_run, tmp_path) -> None:
+    locations = [f"hf://datasets/me/{name}" for name in ("cats", "dogs")]
+    hub.files |= {f"me/{name}": {"main": {"all.parquet": table([f"a {name}"])}} for name in ("cats", "dogs")}
+    tree = {"name": "few", "storage": str(tmp_path), "run": str(write_run()), "search": {"kind": "grid"}}
+    tree |= {"space": {"data.prompts": {"kind": "choice", "values": locations}}}
+    tree |= {"objectives": [{"metric": "diversity"}], "signal": {"metric": "rewards/hps"}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    few = trials.prepare(load_as(Sweep, tmp_path / "sweep.yaml"))
+    few.begin()
+    requests = hub.requests
+    for location, prompt in zip(locations, ("a cats", "a dogs"), strict=True):
+        assert read_prompts(few.trial("any", {"data.prompts": location}).data.prompts) == (prompt,)
+    assert hub.requests == requests
 
 
 @pytest.mark.parametrize(

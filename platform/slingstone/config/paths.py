@@ -61,7 +61,7 @@ def _written(path: str, base: Path) -> str:
 
 def absolute_uri(uri: str, base: Path) -> str:
     """Return a URI of MLflow with the absolute path of the file or directory that it names, if it names one."""
-    parts = urlsplit(uri)
+    parts = urlsplit(uri, allow_fragments=False)
     if parts.netloc or uri in MANAGED:
         return uri
     if parts.scheme.startswith("sqlite"):

@@ -8,15 +8,22 @@ from slingstone.config.paths import HUB_ID, resolved
 from slingstone.prompts.files import read_prompts
 from slingstone.prompts.hub import local_copy
 
+LOADED = ("unet", "transformer", "vae", "text_encoder")
+"""How the parts of a pipeline begin whose weights a run loads."""
 
-def prepare(experiment: Experiment) -> Experiment:
+
+def prepare(experiment: Experiment, base: Path | None = None) -> Experiment:
     """Return the run with absolute paths and prompts that are here, so that it means the same in every process.
+
+    Args:
+        experiment: as it was loaded.
+        base: where relative paths begin; the working directory if it is not given.
 
     Raises:
         ValueError: naming every file that is missing or is not what it should be.
         hub.HubAway: prompts of the hub cannot be had now.
     """
-    found = resolved(experiment)
+    found = resolved(experiment, base)
     mistakes = [*_models(found.models), *absent_rewards(found.rewards)]
     if "://" in found.storage:
         mistakes.append(f"storage = {found.storage!r}: is no directory; give one that all nodes see")
@@ -71,7 +78,7 @@ def _models(models: Models) -> Iterator[str]:
 
 def _of_variants_alone(pipeline: Path) -> str | None:
     """Return the first part of a pipeline all of whose weights are of a variant: `model.fp16.safetensors`."""
-    for part in sorted(path for path in pipeline.iterdir() if path.is_dir()):
+    for part in sorted(path for path in pipeline.iterdir() if path.name.startswith(LOADED)):
         files = [file.name for kind in ("*.safetensors", "*.bin") for file in part.glob(kind)]
         if files and all(name.count(".") > 1 for name in files):
             return part.name

@@ -62,7 +62,7 @@ class PreparedSweep:
         """Return the experiment of one trial; every process of the cluster reads it from the same file."""
         own = [f"name={name}", f"storage={self.sweep.storage}", "rewards.lifecycle=external"]
         trial = load(self.resolved_file, [*assignments(values), *self.sweep.trial_overrides, *own])
-        return paths.resolved(trial, self.base)
+        return preflight.prepare(trial, self.base)
 
     def trial_name(self, trial: str) -> str:
         """Return the name of a trial's run by Tune's id, the same when the sweep goes on after an interruption."""
@@ -101,7 +101,8 @@ def prepare(sweep: Sweep) -> PreparedSweep:
     as_given = load(source, [*sweep.overrides, f"storage={sweep.storage}"])
     experiment = preflight.prepare(as_given)
     for values in _corners(sweep):
-        trial = load(source, [*sweep.overrides, *assignments(values), *sweep.trial_overrides])
+        own = [*assignments(values), *sweep.trial_overrides, f"storage={sweep.storage}"]
+        trial = load(source, [*sweep.overrides, *own])
         _check(sweep, preflight.prepare(trial))
     return PreparedSweep(sweep, experiment, as_given, Path.cwd())
 
