@@ -244,6 +244,7 @@ def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(clu
     for name in ("results.parquet", "table.md", "summary.json", "sheets/kinds.png"):
         assert (directory(both) / name).is_file(), name
     assert json.loads((directory(both) / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert "No prompt is cut" in (directory(both) / "table.md").read_text()
     again = schedule.compare(both, said.append)
     assert "2 models, 2 shards, 2 of them known" in said
     assert again["sets"]["kinds"]["win_rates"] == summary["sets"]["kinds"]["win_rates"]
