@@ -5,6 +5,7 @@ alone, so that the gradient of the sum of scores holds every picture's own gradi
 it is a `RewardError` that names the reward.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -117,6 +118,11 @@ def check_request(reward: str, images: object, prompts: object, tolerance: float
     blank = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
     if blank:
         raise refuse(f"prompts[{blank[0]}] is empty: a reward judges a picture against its prompt")
+    torn = [index for index, prompt in enumerate(prompts) if re.search("[\ud800-\udfff]", prompt)]
+    if torn:
+        raise refuse(
+            f"prompts[{torn[0]}] has half of a surrogate pair, so it is no Unicode text: send whole characters"
+        )
     low, high = float(images.min()), float(images.max())
     if not (low >= -tolerance and high <= 1 + tolerance):  # also refuses NaN
         raise refuse(f"pixels lie in [{low}, {high}]: send finite values in [0, 1]")

@@ -15,9 +15,12 @@ def align(given: argparse.Namespace) -> None:
 
     experiment = preflight.prepare(load(given.config, given.overrides))
     if given.dry_run:
-        from slingstone.plan import report  # which may import torch, for unknown networks
+        from slingstone.plan import report
+        from slingstone.plan.cut_prompts import cut_prompts, told  # which may import torch, for unknown networks
 
         print(to_yaml(experiment) + report.dry_run(experiment), end="", flush=True)
+        for line in told(cut_prompts(experiment)):
+            say(f"# {line}")
         return
     from slingstone.driver import launch  # imports torch and ray, which take seconds
 
@@ -31,7 +34,12 @@ def evaluate(given: argparse.Namespace) -> None:
 
     comparison = shards.prepare(load_as(Comparison, given.config, given.overrides))
     if given.dry_run:
+        from slingstone.compare.cut_prompts import cut_prompts
+        from slingstone.plan.cut_prompts import told
+
         print(to_yaml(comparison), end="")
+        for line in told(cut_prompts(comparison)):
+            say(f"# {line}")
         return
     from slingstone.compare import schedule  # imports torch and ray, which take seconds
 
@@ -67,6 +75,7 @@ def plan(given: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from slingstone.config import load
+    from slingstone.config.paths import resolved
     from slingstone.plan.cost import DEVICES, Assumptions
     from slingstone.plan.report import scaling
 
@@ -75,7 +84,9 @@ def plan(given: argparse.Namespace) -> None:
     if given.gpus < 1 or not 0 < given.utilisation <= 1:
         raise ValueError("--gpus must be at least 1, --utilisation above 0 and at most 1")
     assumed = replace(Assumptions(DEVICES[given.device]), utilisation=given.utilisation)
-    print(scaling(load(given.config, given.overrides), given.gpus, assumed))
+    experiment = load(given.config, given.overrides)
+    found = experiment.model_copy(update={"models": resolved(experiment.models)})  # nothing is written
+    print(scaling(found, given.gpus, assumed))
 
 
 def head(given: argparse.Namespace) -> None:

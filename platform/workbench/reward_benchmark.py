@@ -173,7 +173,7 @@ class Bench:
             number: odd rounds run backwards, so that no measure always follows the same one.
             batches: of the throughput's measures; a multiple of the clients.
         """
-        measures: dict[str, Callable[[], object]] = {
+        measures: dict[str, Callable[[], Any]] = {
             "in_process": lambda: self._in_process(max(1, batches // 2)),
             "alone": lambda: self._served(max(1, batches // 2), clients=1),
             "served": lambda: self._served(batches, CLIENTS),

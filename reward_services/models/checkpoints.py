@@ -72,14 +72,16 @@ def weights_file(checkpoint: str | Path, published: str) -> Path:
     return files[0]
 
 
-def read_tokenizer(kind: type[Tokenizer], given: str | None, checkpoint: str | Path, published: str) -> Tokenizer:
+def read_tokenizer(
+    kind: type[Tokenizer], given: str | None, checkpoint: str | Path, published: str, download: bool = True
+) -> Tokenizer:
     """Return the tokenizer that is given, else the one beside the weights, else the published one; else ValueError."""
     beside = local_path(checkpoint)
     has_tokenizer = beside is None or any((beside / name).is_file() for name in _TOKENIZER_FILES)
     source = given or (str(checkpoint) if has_tokenizer else published)
     wrong = "it is neither a directory here nor a hub id that can be read"
     try:
-        tokenizer = kind.from_pretrained(path_or_hub_id(source))
+        tokenizer = kind.from_pretrained(path_or_hub_id(source), local_files_only=not download)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"tokenizer {source!r} cannot be read: {wrong}") from error
     # transformers 5 returns one that knows its special tokens only, where there is none.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from slingstone.compare import results, schedule, table
+from slingstone.compare import contents, results, schedule, table
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import directory, prepare, shards_of
 from slingstone.config import Comparison, ConfigError, load_as, to_yaml
@@ -130,6 +131,31 @@ def test_what_is_done_stays_done_until_the_model_or_its_settings_change(write_co
     assert not {*paths[2:]} & {shard.path for shard in shards}, "the run was repeated in the meantime"
 
 
+def test_other_weights_of_the_same_size_and_time_are_other_weights(write_comparison, aligned):
+    before = [shard.path for shard in shards_of(planned(write_comparison()))]
+    weights = aligned / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    was = weights.stat()
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    contents._of_file.cache_clear()  # as in the next process
+    after = [shard.path for shard in shards_of(planned(write_comparison()))]
+    assert before[0] == after[0], "the initial generator"
+    assert before[1] != after[1], "the run"
+
+
+def test_another_copy_of_everything_and_what_changes_no_score_draw_nothing_again(write_comparison, aligned, tmp_path):
+    before = shards_of(planned(write_comparison()))
+    tree = yaml.safe_load(write_comparison().read_text())
+    shutil.copytree(tree["models"][0]["models"]["generator"], tmp_path / "generator")
+    shutil.copytree(tree["rewards"]["services"][0]["checkpoint"], tmp_path / "reward")
+    aligned.rename(tmp_path / "align" / "moved")
+    tree["models"][0]["models"]["generator"] = str(tmp_path / "generator")
+    tree["models"][1] |= {"run": str(tmp_path / "align" / "moved"), "parameters": "1K"}
+    tree["rewards"]["services"][0] |= {"checkpoint": str(tmp_path / "reward"), "deadline_s": 7, "num_replicas": 3}
+    assert shards_of(planned(write_comparison(**tree))) == before
+
+
 def test_mistakes_are_named_together_before_anything_starts(write_comparison, tmp_path):
     twice = [{"kind": "pipeline", "name": "sdxl", "location": "a/b", "steps": 0, "guidance": 5}] * 2
     with pytest.raises(ConfigError, match=r"models.sdxl.steps = 0"):
@@ -146,6 +172,15 @@ def test_mistakes_are_named_together_before_anything_starts(write_comparison, tm
         planned(write_comparison(models=models, prompts=prompts))
     assert "models.gone = './no/such': does not exist" in str(caught.value)
     assert "prompts.absent: prompts file 'absent.txt' does not exist" in str(caught.value)
+
+
+def test_a_set_of_one_picture_is_refused_before_it_is_drawn_where_distances_are_asked_for(write_comparison, tmp_path):
+    path = yaml.safe_load(write_comparison().read_text())["prompts"][0]["path"]
+    one = [{"name": "kinds", "path": path, "num_prompts": 1}]
+    features = {"kind": "clip", "checkpoint": "owner/clip", "images": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"prompts\.kinds: a single picture has neither FID nor KID"):
+        planned(write_comparison(prompts=one, images_per_prompt=1, features=features))
+    planned(write_comparison(prompts=one, images_per_prompt=2, features=features))
 
 
 def test_the_shards_add_up_to_rows_groups_win_rates_and_distances(write_comparison, rewards_root, tmp_path):
@@ -209,6 +244,7 @@ def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(clu
     for name in ("results.parquet", "table.md", "summary.json", "sheets/kinds.png"):
         assert (directory(both) / name).is_file(), name
     assert json.loads((directory(both) / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert "No prompt is cut" in (directory(both) / "table.md").read_text()
     again = schedule.compare(both, said.append)
     assert "2 models, 2 shards, 2 of them known" in said
     assert again["sets"]["kinds"]["win_rates"] == summary["sets"]["kinds"]["win_rates"]

@@ -49,6 +49,12 @@ def test_the_demo_names_every_key_of_a_run():
     assert list(missing(load(SCENES), given, "")) == []
 
 
+@pytest.mark.parametrize("key", ["tracking.experiment", "training.keep_best", "evaluation.column"])
+def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(write, key):
+    assert "is not valid YAML" in message(SCENES, rf'{key}="\ud83d"')
+    assert "half of a surrogate pair" in message(write(r'name: "\ud83d"'))
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     run = load(SCENES, ["training.generator_optimizer.lr=1e-5"])
     assert run.training.generator_optimizer.lr == 1e-5
@@ -61,6 +67,25 @@ def test_an_override_changes_its_path_and_nothing_else():
     expected["rewards"]["services"][1]["weight"] = 0.5
     expected["rewards"]["services"][0]["weight"] = 3.0
     assert run.model_dump() == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("training.generator_optimizer.lr=0.5", "training.generator_optimizer.lr"),
+        ("rewards.services.pickscore.http.max_images=7", "rewards.services.pickscore.http.max_images"),
+        ("rewards.services.1.weight=0.25", "rewards.services.hps.weight"),
+    ],
+)
+def test_an_override_changes_the_one_key_that_it_names_whatever_the_file_shares_by_anchors(write, override, changed):
+    tree = yaml.safe_load(SCENES.read_text())
+    tree["training"]["assistant_optimizer"] = tree["training"]["generator_optimizer"]
+    tree["rewards"]["services"] = [{**service, "http": {}} for service in tree["rewards"]["services"][:2]]
+    tree["rewards"]["services"][1]["http"] = tree["rewards"]["services"][0]["http"]
+    path = write(yaml.safe_dump(tree) + "\n")
+    assert "*id001" in path.read_text()
+    before, after = flatten(load(path)), flatten(load(path, [override]))
+    assert [key for key in before if before[key] != after[key]] == [changed]
 
 
 def test_an_override_may_replace_a_tagged_section():

@@ -80,6 +80,8 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     text = "\n".join(said)
     assert "32/32 images" in text
     assert "reward pickscore" in text
+    assert said.count("no prompt is cut") == 2, "at the start and below the table"
+    assert summary["cut_prompts"]["evaluation"]["reward hps"]["cut"] == 0
     assert "mlflow ui --backend-store-uri" in text
 
 

@@ -1,5 +1,6 @@
 """What is refused before anything is held, and what an earlier run allows."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_file_of_weights_passes_as_the_generator_and_not_as_the_reference(tmp_
     assert prepare(load(SCENES, asked)).models.generator == str(weights)
     with pytest.raises(ValueError, match=r"models.reference = .*unet.bin': is no diffusers pipeline"):
         prepare(load(SCENES, [*asked, f"models.reference={weights}"]))
+
+
+def test_a_pipeline_with_weights_of_a_variant_alone_is_refused_before_it_is_loaded(micro, micro_checkpoints, tmp_path):
+    pipeline = shutil.copytree(micro_checkpoints / "generator", tmp_path / "generator")
+    weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
+    assert micro(f"models.generator={pipeline}").models.generator == str(pipeline), "beside whole ones it does no harm"
+    weights.unlink()
+    with pytest.raises(
+        ValueError, match=r"models\.generator = .*: unet/ holds weights of a variant alone, such as fp16"
+    ):
+        micro(f"models.generator={pipeline}")
 
 
 def test_a_storage_that_is_no_directory_and_prompts_that_are_no_text_are_refused(tmp_path):

@@ -36,6 +36,14 @@ def test_captions_stay_in_their_cell() -> None:
     assert (changed.max(axis=0) < (top + CELL, CELL + 2 * MARGIN)).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "other"), [("café", "cafè"), ("кот", "кит"), ("一只猫", "一只狗"), ("🐱 hat", "🐶 hat")]
+)
+def test_prompts_that_are_not_english_are_told_apart(text: str, other: str) -> None:
+    first, second = (np.asarray(prompt_grid({"": torch.ones(1, 3, 48, 48)}, [prompt])) for prompt in (text, other))
+    assert (first != second).any()
+
+
 def test_first_pictures_are_of_the_same_noise_as_the_evaluation() -> None:
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
         assert list(seeds) == [picture_seed(prompt, 0, 3) for prompt in prompts]

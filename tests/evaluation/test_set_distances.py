@@ -31,6 +31,17 @@ def test_fewer_pictures_than_features_give_a_number_still():
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)  # roots of eigenvalues that round to about 1e-16
 
 
+def test_the_frechet_distance_of_a_set_to_itself_is_never_below_zero():
+    for seed in range(20):
+        features = torch.randn(5, 64, generator=torch.Generator().manual_seed(seed))
+        assert 0 <= frechet_distance(features, features) < 1e-4
+
+
+def test_a_single_picture_has_no_frechet_distance():
+    with pytest.raises(ValueError, match="1 and 5 pictures have no FID; give at least two of each"):
+        frechet_distance(torch.zeros(1, 4), torch.randn(5, 4))
+
+
 def test_the_kernel_distance_is_the_unbiased_double_sum():
     one, two = normal(6), normal(6, shift=1.0, seed=1)
 

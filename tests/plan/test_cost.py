@@ -15,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from slingstone.config import Experiment, Runtime, load
-from slingstone.engines.engine import TorchEngine
+from slingstone.engines.engine import TorchEngine, build_engine
+from slingstone.engines.family import load_family
 from slingstone.networks import latent_diffusion
+from slingstone.networks.adapters import trained_part
 from slingstone.plan import cost, memory, report, traffic, work
 from slingstone.plan.published_sizes import PUBLISHED
 from slingstone.step.panel import RewardPanel
@@ -162,6 +164,27 @@ def test_a_checkpoint_takes_the_bytes_that_the_plan_says(two_ranks, label):
     """Of two engines, without the average; file formats add a few thousand bytes to a quarter of a million weights."""
     expected = traffic.checkpoint_bytes(RUNTIMES[label], measured.WEIGHTS) - 4 * measured.WEIGHTS
     assert two_ranks[label]["checkpoint"] == pytest.approx(expected, rel=0.05)
+
+
+def test_the_bytes_of_adapters_are_those_of_adapters_on_disk_and_on_the_links(micro, tmp_path):
+    run = micro("models.lora={rank: 2}", "runtime.num_workers=1", "runtime.engine=torch")
+    family = load_family(run, torch.device("cpu"))
+    engines = [
+        build_engine(trained_part(network), run.training.generator_optimizer, run.runtime, 1.0)
+        for network in (family.generator, family.assistant)
+    ]
+    weights = sum(weight.numel() for _, weight in engines[0].named_parameters())
+    for side, engine in enumerate(engines):
+        for name, tree in engine.snapshot().items():
+            torch.save(tree, tmp_path / f"{side}-{name.replace('/', '-')}")
+    written = sum(file.stat().st_size for file in tmp_path.glob("[01]-*")) + 4 * weights
+    known = memory.sizes(run)
+    found = cost.cost(run, 1, work.work_of(run), known, H100)
+    assert found.checkpoint_gib * cost.GIB == pytest.approx(written, rel=0.5), "names take as much as small weights"
+    assert known.trained == weights < known.network / 5
+    two = cost.on(run, 2)
+    seconds = traffic.sent_bytes(two, weights) / (450e9 * 0.7)
+    assert cost.cost(run, 2, work.work_of(run), known, H100).traffic_s == pytest.approx(seconds)
 
 
 def plan(gpus: int, *overrides: str, assumed: cost.Assumptions = H100) -> cost.Cost:

@@ -170,3 +170,17 @@ def test_a_benchmark_by_style_is_a_folder_of_lists_or_one_document(tmp_path):
     (tmp_path / "photo.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"has a int in photo 1 where a prompt should be"):
         read_grouped_prompts(tmp_path)
+
+
+def test_half_of_a_surrogate_pair_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    lines = '{"prompt": "a cat"}\n{"prompt": "a cat \\ud83d"}\n'
+    with pytest.raises(ValueError, match=r"prompts\.jsonl' has half of a character, '\\ud83d', in line 2; write"):
+        read_prompts(written(tmp_path, "prompts.jsonl", lines))
+    assert read_prompts(written(tmp_path, "prompts.jsonl", '{"prompt": "a cat \\ud83d\\ude00"}')) == (
+        "a cat \U0001f600",
+    )
+    with pytest.raises(ValueError, match="half of a character"):
+        read_grouped_prompts(written(tmp_path, "list.json", '["a cat \\udc00"]'))
+    rows = '{"prompt": "a cat", "kind": "\\ud83d"}'
+    with pytest.raises(ValueError, match="half of a character"):
+        read_grouped_prompts(written(tmp_path, "prompts.jsonl", rows), groups=("kind",))

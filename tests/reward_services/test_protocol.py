@@ -43,6 +43,7 @@ BAD = {
     "a prompt that is no string": (_good(), ["a", 3], "not a list of strings"),
     "too few prompts": (_good(), ["a"], "1 prompts for 2 pictures"),
     "an empty prompt": (_good(), ["a", "  "], r"prompts\[1\] is empty"),
+    "half of a surrogate pair": (_good(), ["a", "a \ud83d"], r"prompts\[1\] has half of a surrogate pair"),
 }
 
 

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from slingstone.config import flatten, load
-from slingstone.tracking import Run, open_run, store, tracking_uri
+from slingstone.tracking import Run, open_run, ready, store, tracking_uri
 from slingstone.tracking.provenance import git_commit, lock_hash
 from slingstone.tracking.run import METRICS_A_BATCH
 
@@ -68,11 +68,44 @@ def test_artifacts_lie_under_storage(run, storage):
     assert storage.resolve() in Path(uri.removeprefix("file://")).parents
 
 
+def test_artifacts_lie_under_storage_where_the_user_named_the_database_too(experiment, storage, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where MLflow by itself would put them
+    named = experiment.tracking.model_copy(update={"uri": tracking_uri(experiment), "experiment": "named"})
+    experiment = experiment.model_copy(update={"tracking": named})
+    uri = stored(open_run(experiment, tracking_uri(experiment), storage / "align" / "scenes")).info.artifact_uri
+    assert storage.resolve() in Path(uri.removeprefix("file://")).parents
+
+
 def test_a_continued_run_keeps_its_id_and_runs_again(experiment, run, storage):
     run.end("FAILED")
     again = open_run(experiment, run.uri, storage, run_id=run.run_id)
     assert again.run_id == run.run_id
     assert stored(again).info.status == "RUNNING"
+
+
+def test_a_run_that_was_deleted_in_mlflow_goes_on_in_a_new_one(experiment, run, storage):
+    mlflow.MlflowClient(run.uri).delete_run(run.run_id)
+    again = open_run(experiment, run.uri, storage / "align" / "scenes", run_id=run.run_id)
+    assert again.run_id != run.run_id
+    assert stored(again).info.status == "RUNNING"
+    assert open_run(experiment, run.uri, storage / "align" / "scenes", run_id="0" * 32).run_id, "or was erased"
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_is_refused_with_how_to_restore_it(experiment, run):
+    named = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"experiment": "gone"})})
+    client = mlflow.MlflowClient(run.uri)
+    number = client.create_experiment("gone")
+    assert ready(named) == run.uri
+    client.delete_experiment(number)
+    with pytest.raises(ValueError, match=rf"tracking\.experiment = 'gone': was deleted .* restore -x {number}"):
+        ready(named)
+
+
+def test_params_longer_and_more_than_mlflow_takes_at_once_are_kept(run, storage):
+    params = {"long": "x" * 9000, **{f"key{number}": "v" for number in range(250)}}
+    made = store.create_run(run.uri, "slingstone", "many", params, {}, storage)
+    assert len(stored(made).data.params) == 251
+    assert stored(made).data.params["long"] == "x" * store.PARAM_VALUE_LIMIT
 
 
 def test_a_run_of_a_sweep_is_nested_under_its_parent(experiment, run, storage):

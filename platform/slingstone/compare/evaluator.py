@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from slingstone.compare.shards import Shard, grouped_prompts, models_of
+from slingstone.compare.shards import LOADED, Shard, grouped_prompts, models_of
 from slingstone.config import Comparison
 from slingstone.config.comparison import Features, Model, Stock
 from slingstone.evaluation.grids import first_pictures
@@ -26,9 +26,6 @@ from slingstone.networks.sampling import Sampler, one_step_sampler
 from slingstone.networks.stock_pipelines import stock_sampler
 from slingstone.worker.measure import oracle, scorer
 from slingstone.worker.rewards import clients
-
-LOADED = {"reference", "generator", "generator_timestep", "generator_input", "generator_noise_level", "decode_chunk"}
-"""Fields of a models section that matter to pictures in one step."""
 
 
 class Evaluator:

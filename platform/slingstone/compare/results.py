@@ -1,6 +1,5 @@
 """What the shards add up to: rows, means, win rates, distances, files and MLflow runs."""
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -76,16 +75,14 @@ def write(comparison: Comparison, summary: dict[str, Any], sheets: Mapping[str, 
 
 def track(comparison: Comparison, summary: dict[str, Any], uri: str) -> str:
     """Record a run for the comparison, with the files, and one below it for each model; return the id of the first."""
-    remote = comparison.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ
-    artifacts = None if remote else Path(comparison.storage)
-    experiment, name = comparison.tracking.experiment, f"evaluate {comparison.name}"
+    experiment, name, storage = comparison.tracking.experiment, f"evaluate {comparison.name}", Path(comparison.storage)
     tags = {"directory": str(directory(comparison)), "kind": "evaluate"}
-    whole = tracking.create_run(uri, experiment, name, flatten(comparison), tags, artifacts)
+    whole = tracking.create_run(uri, experiment, name, flatten(comparison), tags, storage)
     for file in ("table.md", "results.parquet", "sheets"):
         whole.artifact(directory(comparison) / file, "sheets" if file == "sheets" else "")
     for model in comparison.models:
         own = {"mlflow.parentRunId": whole.run_id, "kind": "evaluate"}
-        run = tracking.create_run(uri, experiment, model.name, flatten(model), own, artifacts)
+        run = tracking.create_run(uri, experiment, model.name, flatten(model), own, storage)
         for prompts, found in summary["sets"].items():
             numbers = {key: value["mean"] for key, value in found["models"][model.name].items()}
             run.metrics({f"{prompts}/{key}": value for key, value in numbers.items() if value is not None}, 0)

@@ -13,11 +13,14 @@ from torch.nn.functional import interpolate
 from reward_services.spec import label_selector
 from slingstone import tracking
 from slingstone.compare import results
+from slingstone.compare.contents import by_content, digest
+from slingstone.compare.cut_prompts import cut_prompts
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet, replacing
-from slingstone.compare.shards import Shard, digest, directory, grouped_prompts, model_directory, shards_of
+from slingstone.compare.shards import Shard, directory, grouped_prompts, model_directory, shards_of
 from slingstone.config import Comparison
 from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.evaluation.grids import prompt_grid
+from slingstone.plan.cut_prompts import told
 from slingstone.worker.progress import Progress
 
 
@@ -28,10 +31,12 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
         ValueError: what the user can mend.
         launch.RunFailed: a shard could not be evaluated; what is done stays done.
     """
+    uri = tracking.ready(comparison)
     if not ray.is_initialized():
         cluster.connect(comparison.workers.threads_per_worker)
     _fits(comparison)
-    shards, start = shards_of(comparison), time.monotonic()
+    shards, start, cut = shards_of(comparison), time.monotonic(), cut_prompts(comparison)
+    say("\n".join(told(cut)))
     left = [shard for shard in shards if not shard.done]
     say(f"{len(comparison.models)} models, {len(shards)} shards, {len(shards) - len(left)} of them known")
     if left:
@@ -39,15 +44,15 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
         with rewards.running(comparison.rewards, comparison.placement):
             _evaluate(comparison, left, known, say)
     features = comparison.features and comparison.features.model_dump(mode="json")
-    real = directory(comparison) / "real_features" / f"{digest(features)}.pt"
+    real = directory(comparison) / "real_features" / f"{digest(by_content(features))}.pt"
     if features and not real.is_file():
         say("computing the features of the real pictures")
         _alone(comparison, "real_features", real)
     sheets = _sheets(comparison, say)
     summary = results.collect(comparison, shards, _speeds(comparison, say), real)
+    summary["cut_prompts"] = cut
     summary["seconds"] = round(time.monotonic() - start, 1)
     results.write(comparison, summary, sheets)
-    uri = tracking.tracking_uri(comparison)
     summary["mlflow_run_id"] = results.track(comparison, summary, uri)
     with replacing(directory(comparison) / "summary.json") as path:
         path.write_text(json.dumps(summary))

@@ -1,20 +1,23 @@
 """What a comparison will do, checked before anything is held, in shards that can be evaluated in any order."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from slingstone.compare.contents import by_content, digest
 from slingstone.config import Comparison, Models, load, paths
 from slingstone.config.comparison import AlignedRun, Model, OneStep, PromptFile, Stock
 from slingstone.driver import preflight
 from slingstone.prompts.files import read_grouped_prompts
+from slingstone.prompts.hub import local_copy
 
 BATCHES = 4
 """Batches of a shard: what a crash loses."""
+LOADED = {"reference", "generator", "generator_timestep", "generator_input", "generator_noise_level", "decode_chunk"}
+"""Fields of a models section that matter to pictures in one step."""
+JUDGED = {"name", "model", "checkpoint", "backend", "tokenizer", "preprocess", "dtype", "device"}
+"""Fields of a reward that matter to its scores."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,15 @@ def directory(comparison: Comparison) -> Path:
 
 
 def model_directory(comparison: Comparison, model: Model) -> Path:
-    """Return the folder of all that is known of a model; another one when its files or settings change."""
+    """Return the folder of all that is known of a model; another one when the bytes or settings behind it change."""
+    if isinstance(model, Stock):
+        drawn = model.model_dump(mode="json", exclude={"name", "parameters"})
+    else:
+        drawn = models_of(model).model_dump(mode="json", include=LOADED)
     facts = {
-        "model": model.model_dump(mode="json"),
-        "files": [_state(Path(path)) for path in _files(model)],
-        "rewards": [service.spec.model_dump(mode="json") for service in comparison.rewards.services],
-        "reward_files": [_state(Path(service.checkpoint)) for service in comparison.rewards.services],
-        "features": comparison.features and comparison.features.model_dump(mode="json"),
+        "model": by_content(drawn),
+        "rewards": [by_content(entry.model_dump(mode="json", include=JUDGED)) for entry in comparison.rewards.services],
+        "features": by_content(comparison.features and comparison.features.model_dump(mode="json")),
         "sampling": [comparison.images_per_prompt, comparison.batch_size, comparison.seed],
         "measures": [comparison.oracle, comparison.diversity],
     }
@@ -84,15 +89,21 @@ def model_directory(comparison: Comparison, model: Model) -> Path:
 
 
 def prepare(comparison: Comparison) -> Comparison:
-    """Return the comparison with absolute paths.
+    """Return the comparison with absolute paths and prompts that are here.
 
     Raises:
         ValueError: naming every file that is missing or is not what it should be.
+        hub.HubAway: prompts of the hub cannot be had now.
     """
-    resolved = paths.resolved(comparison)
-    if mistakes := list(_mistakes(resolved)):
+    found = paths.resolved(comparison)
+    here = [
+        entry.model_copy(update={"path": local_copy(entry.path, (entry.column, *entry.groups), found.storage)})
+        for entry in found.prompts
+    ]
+    found = found.model_copy(update={"prompts": tuple(here)})
+    if mistakes := list(_mistakes(found)):
         raise ValueError("\n".join(mistakes))
-    return resolved
+    return found
 
 
 def models_of(entry: AlignedRun | OneStep) -> Models:
@@ -103,7 +114,8 @@ def models_of(entry: AlignedRun | OneStep) -> Models:
     return models.model_copy(update={"generator": str(Path(entry.run) / "pipeline"), "assistant": None})
 
 
-def _files(entry: Model) -> list[str]:
+def files_of(entry: Model) -> list[str]:
+    """Return the pipelines and files that a model is loaded from, its text encoders' first."""
     if isinstance(entry, Stock):
         return [entry.location] if entry.weights is None else [entry.location, entry.weights]
     return [models_of(entry).reference, models_of(entry).generator]
@@ -116,12 +128,15 @@ def _mistakes(comparison: Comparison) -> Iterator[str]:
         if isinstance(model, AlignedRun) and not (Path(model.run) / "pipeline" / "model_index.json").is_file():
             yield f"{field}.run = {model.run!r}: holds no exported pipeline; finish the run, or give another directory"
         else:
-            named += [(field, path) for path in _files(model)]
+            named += [(field, path) for path in files_of(model)]
     for entry in comparison.prompts:
         try:
-            grouped_prompts(entry)
+            pictures = len(grouped_prompts(entry)) * comparison.images_per_prompt
         except ValueError as error:
             yield f"prompts.{entry.name}: {error}"
+            continue
+        if comparison.features is not None and pictures < 2:
+            yield f"prompts.{entry.name}: a single picture has neither FID nor KID; give more, or features: null"
     yield from preflight.absent_rewards(comparison.rewards)
     if (features := comparison.features) is not None:
         named.append(("features.checkpoint", features.checkpoint))
@@ -129,14 +144,3 @@ def _mistakes(comparison: Comparison) -> Iterator[str]:
             yield f"features.images = {features.images!r}: is no folder; give one of .png or .jpg pictures"
     for field, path in named:
         yield from preflight.absent(field, path)
-
-
-def digest(facts: Any) -> str:
-    """Return a short name for plain values, the same for the same values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Return what changes when the files at a place do; nothing for a hub id."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

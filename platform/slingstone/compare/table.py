@@ -9,6 +9,7 @@ import yaml
 from slingstone.config import Comparison
 from slingstone.config.comparison import Model, PromptFile, Stock
 from slingstone.evaluation.table import markdown_table
+from slingstone.plan.cut_prompts import told
 
 
 def markdown(comparison: Comparison, summary: dict[str, Any]) -> str:
@@ -31,6 +32,9 @@ def markdown(comparison: Comparison, summary: dict[str, Any]) -> str:
             parts += [f"### {entry.name}: paired win rates", _wins(found["win_rates"])]
     if any(summary["speed"].values()):
         parts += ["## Latency and memory", "Warm calls, text encoding included, nothing else running.", _speed(summary)]
+    if summary.get("cut_prompts"):
+        heading, *lines = told(summary["cut_prompts"])
+        parts.append("\n".join([f"{heading.capitalize()}", "", *(f"* {line.strip()}" for line in lines)]).strip())
     return "\n\n".join(parts) + "\n"
 
 

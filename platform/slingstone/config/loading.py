@@ -1,7 +1,9 @@
 """From a YAML file and dotted overrides to an Experiment, or to one message that names every mistake."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -57,7 +59,7 @@ def to_yaml(experiment: Section) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML, but a key given twice is a mistake rather than the last one winning."""
+    """YAML, but a key given twice is a mistake rather than the last one winning, and a text is Unicode."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -65,6 +67,12 @@ class _UniqueKeys(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+            raise yaml.constructor.ConstructorError(None, None, "half of a surrogate pair is no text", node.start_mark)
+        return text
 
 
 def _parse(text: str) -> Any:
@@ -108,9 +116,11 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
             return f"override {text!r}: {above} has no element {key!r}; it has: {names}"
         if depth == len(keys):
             node[place] = parsed
-        elif isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = node[place]
+        else:
+            inner = node.get(key) if isinstance(node, dict) else node[place]
+            # A copy: by YAML's anchors other keys may share it.
+            node[place] = {} if inner is None else copy(inner)
+            node = node[place]
     return None
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from slingstone.config.paths import Storage
 from slingstone.config.tree import Section
 
 
@@ -26,7 +27,7 @@ class Recovery(Section):
     background: bool = True
     """Copies what is saved to host memory, about 16 bytes a trained weight on each worker that holds it, and writes it
     while training goes on; `false` waits until the checkpoint is published."""
-    checkpoints: str | None = None
+    checkpoints: Storage | None = None
     """Where checkpoints go instead of `storage`: a directory that all nodes see, or a URI that pyarrow knows, such as
     s3://bucket/prefix, with credentials from the environment. They lie under `<checkpoints>/align/<name>`."""
     on_failed_save: Literal["stop", "go_on"] = "stop"

@@ -32,6 +32,10 @@ class RewardEntry(RewardSpec):
 
     checkpoint: PathText
     """Directory, file or hub id."""
+    tokenizer: PathText | None = None
+    """Directory or hub id; by default beside the weights, else the published one."""
+    upstream_environment: PathText | None = None
+    """Directory of the upstream package's environment on every node; by default Ray's pip makes one."""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight in the sum of rewards; 0 holds the reward out: evaluated, never trained on."""
     normalisation: Annotated[FixedScale | RunningScale, Field(discriminator="kind")] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic import NonNegativeFloat as NonNegative
 
-from slingstone.config.paths import PathText
+from slingstone.config.paths import PathText, StoreUri
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -268,9 +268,9 @@ class Registry(Section):
 class Tracking(Section):
     """Where MLflow keeps the run."""
 
-    uri: str | None = None
+    uri: StoreUri | None = None
     """Tracking URI; null takes MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
-    experiment: str = "slingstone"
+    experiment: Annotated[str, Field(pattern=r"\S", max_length=500)] = "slingstone"
     """MLflow experiment."""
     system_metrics: bool = True
     """Use of CPU, memory, disk, network and GPU of the first worker's node, every ten seconds, under `system/`."""

@@ -25,6 +25,7 @@ from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.driver.stopping import told_to_stop
 from slingstone.evaluation.table import final_table
+from slingstone.plan.cut_prompts import cut_prompts, told
 from slingstone.tracking.journal import Journal, journal_of
 from slingstone.worker.assignment import Assignment
 from slingstone.worker.progress import duration
@@ -60,15 +61,16 @@ def align(
             tracking.Run(tracking.tracking_uri(experiment), done["mlflow_run_id"], journal, "spool").end("FINISHED")
         _conclude(done, history, say)
         return done
+    uri = tracking.ready(experiment)
     if not ray.is_initialized():
         connect(experiment.runtime.threads_per_worker)
     placement.check(experiment, ray.nodes())
-    start = time.monotonic()
+    start, cut = time.monotonic(), cut_prompts(experiment)
+    say("\n".join(told(cut)))
     with rewards.running(experiment.rewards, experiment.placement, held_for_trainers(experiment)):
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
-        uri = tracking.tracking_uri(experiment)
         history.directory.mkdir(parents=True, exist_ok=True)
         opened = tracking.open_run(experiment, uri, history.directory, history.mlflow_run(uri), parent)
         # With the workers' journal, to deliver what they could not.
@@ -86,6 +88,7 @@ def align(
                 raise SystemExit(128 + signal.SIGTERM)
             images = results.get("guard", {}).get("images", experiment.training.num_images)
             facts = {"name": experiment.name, "images": images, "mlflow_run_id": tracked.run_id}
+            facts |= {"cut_prompts": cut}
             facts |= {"mlflow_uri": tracking.redacted(uri), "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
             tracked.artifact(history.directory / "config.yaml")
@@ -151,6 +154,8 @@ def fit(
 def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
     evaluations = {name: part for name, part in summary.items() if isinstance(part, dict) and "rewards" in part}
     say(f"\n{final_table(evaluations)}\n")
+    if "cut_prompts" in summary:
+        say("\n".join(told(summary["cut_prompts"])))
     if "guard" in summary:
         say(f"{summary['guard']['reason']}\n")
     for title, name in (("picture", "pictures/grid.png"), ("pipeline", "pipeline"), ("summary", "summary.json")):

@@ -2,9 +2,12 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 import torch
 from jaxtyping import Float
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -15,6 +18,8 @@ CELL = 192
 """Smallest width of a picture in a grid, in pixels; smaller pictures are enlarged by a whole factor."""
 
 TEXT_SIZE = 15
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+"""Of Latin, Greek, Cyrillic and Arabic letters; Pillow's own has those of English alone."""
 MARGIN = 8
 
 
@@ -42,7 +47,7 @@ def prompt_grid(columns: Mapping[str, Float[Tensor, "batch 3 rows columns"]], pr
     for name, images in columns.items():
         if len(images) != len(prompts):
             raise ValueError(f"column {name!r} has {len(images)} pictures for {len(prompts)} prompts")
-    font = ImageFont.load_default(TEXT_SIZE)
+    font = ImageFont.truetype(FONT, TEXT_SIZE)
     rows, width = next(iter(columns.values())).shape[2:]
     factor = max(1, -(-CELL // width))
     cell_width, cell_height = width * factor, rows * factor
@@ -52,7 +57,7 @@ def prompt_grid(columns: Mapping[str, Float[Tensor, "batch 3 rows columns"]], pr
     draw = ImageDraw.Draw(grid)
     for row, prompt in enumerate(prompts):
         top = title_height + row * (cell_height + MARGIN)
-        text = _wrapped(prompt, cell_width, cell_height, font)
+        text = _wrapped(_shown(prompt), cell_width, cell_height, font)
         draw.multiline_text((MARGIN, top + cell_height / 2), text, "black", font, anchor="lm", spacing=4)
     for column, (name, images) in enumerate(columns.items(), start=1):
         left = MARGIN + column * (cell_width + MARGIN)
@@ -64,7 +69,13 @@ def prompt_grid(columns: Mapping[str, Float[Tensor, "batch 3 rows columns"]], pr
     return grid
 
 
-def _wrapped(text: str, width: int, height: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _shown(text: str) -> str:
+    """Return a text in which what the font lacks is its code, such as \\u4e00: boxes would all look alike."""
+    has = FT2Font(str(FONT)).get_char_index
+    return "".join(letter if has(ord(letter)) else ascii(letter)[1:-1] for letter in text)
+
+
+def _wrapped(text: str, width: int, height: int, font: ImageFont.FreeTypeFont) -> str:
     characters = max(1, int(width / font.getlength("n")))
     lines = max(1, int(height / (TEXT_SIZE + 6)))
     return "\n".join(textwrap.wrap(text, characters, max_lines=lines, placeholder=" ..."))

@@ -13,8 +13,13 @@ def frechet_distance(first: Float[Tensor, "first feature"], second: Float[Tensor
 
     Biased upwards for few pictures: with fewer than the features have dimensions, compare only sets of one size.
 
+    Raises:
+        ValueError: a set has no covariance, since it is of fewer than two pictures.
+
     Source: arXiv:1706.08500, eq. 6 (FID, where the features are Inception's).
     """
+    if min(len(first), len(second)) < 2:
+        raise ValueError(f"{len(first)} and {len(second)} pictures have no FID; give at least two of each")
     one, two = first.double(), second.double()
     means = (one.mean(0) - two.mean(0)).square().sum()
     left, right = (torch.atleast_2d(torch.cov(features.T)) for features in (one, two))
@@ -22,7 +27,8 @@ def frechet_distance(first: Float[Tensor, "first feature"], second: Float[Tensor
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     # The eigenvalues of C1 C2 are those of the symmetric C1^(1/2) C2 C1^(1/2), all of them real.
     cross = torch.linalg.eigvalsh(root @ right @ root).clamp_min(0).sqrt().sum()
-    return float(means + left.trace() + right.trace() - 2 * cross)
+    # Of one distribution it is 0, which rounding may miss by a little on either side.
+    return max(0.0, float(means + left.trace() + right.trace() - 2 * cross))
 
 
 def kernel_distance(

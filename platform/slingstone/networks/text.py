@@ -13,6 +13,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from slingstone.networks.embeddings import EmbeddingStore
 from slingstone.networks.protocol import Condition
 
+PIXART_TOKENS = 120
+"""Of T5, of the published pipeline."""
+SD3_T5_TOKENS = 256
+"""Of T5, of the published pipeline."""
+
 
 class PromptEncoder(nn.Module, ABC):
     """Encodes the prompts of a batch in one pass, padded to the encoder's length, so that none depends on another.
@@ -137,7 +142,7 @@ class PixArtTextEncoder(PromptEncoder):
         self.tokenizer = tokenizer
         self.model = text_encoder
         self.picture_side = picture_side
-        self.tokens = 120
+        self.tokens = PIXART_TOKENS
 
     def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return the conditions of some prompts."""
@@ -176,7 +181,7 @@ class Sd3TextEncoder(PromptEncoder):
         self.first, self.second = text_encoder, text_encoder_2
         self.t5_tokenizer = tokenizer_3
         self.t5 = text_encoder_3
-        self.t5_tokens = 256
+        self.t5_tokens = SD3_T5_TOKENS
 
     def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return the conditions of some prompts."""
@@ -190,12 +195,16 @@ class Sd3TextEncoder(PromptEncoder):
         }
 
 
+def clip_length(tokenizer: CLIPTokenizer, positions: int) -> int:
+    """Return the most tokens that a CLIP encoder takes; a tokenizer saved without a length reports 1e30."""
+    return min(tokenizer.model_max_length, positions)
+
+
 def _clip_tokens(
     tokenizer: CLIPTokenizer, model: CLIPTextModel | CLIPTextModelWithProjection, prompts: Sequence[str]
 ) -> Tensor:
     """Return the token ids [batch, token] of prompts, padded or cut to what the model takes, on the model's device."""
-    # A tokenizer saved without a length reports 1e30.
-    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    length = clip_length(tokenizer, model.config.max_position_embeddings)
     words = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return words.input_ids.to(model.device, non_blocking=True)
 

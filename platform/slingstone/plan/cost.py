@@ -132,12 +132,12 @@ def cost(experiment: Experiment, gpus: int, work: Work, known: Sizes, assumed: A
         batch=batch,
         compute_s=batch // gpus * (counted.network * work.network / rate + counted.decoder * work.decoder / decoding),
         window_s=window_s,
-        traffic_s=sent_bytes(experiment, known.network) / (link * 1e9 * assumed.link_use),
+        traffic_s=sent_bytes(experiment, known.trained) / (link * 1e9 * assumed.link_use),
         reward_s=max((taken / asked[name].num_replicas for name, taken in seconds.items()), default=0.0),
         replicas=replicas,
         reward_gpus=sum((count * asked[name].num_gpus for name, count in replicas.items()), start=0.0),
         memory_gib=estimate(experiment, known).most / GIB,
-        checkpoint_gib=checkpoint_bytes(experiment.runtime, known.network) / GIB,
+        checkpoint_gib=checkpoint_bytes(experiment.runtime, known.trained) / GIB,
         picture_gib=len(asked) * 2 * batch * 3 * work.side**2 * 4 / GIB,
     )
 

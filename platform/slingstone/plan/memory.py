@@ -128,7 +128,7 @@ def sizes(experiment: Experiment) -> Sizes:
         ValueError: if nothing is.
     """
     models, runtime, reference = experiment.models, experiment.runtime, experiment.models.reference
-    directory, prompts = _local(reference), _prompts(experiment)
+    directory, prompts = local_pipeline(reference), _prompts(experiment)
     if directory is None:
         if reference not in PUBLISHED:
             raise ValueError(f"models.reference = {reference!r} is no directory, not in the cache and in no table")
@@ -197,7 +197,7 @@ def _shares(experiment: Experiment, start: str) -> bool:
     return start.endswith((".safetensors", ".bin", ".pt", ".pth")) and "lora" in Path(start).name.lower()
 
 
-def _local(reference: str) -> Path | None:
+def local_pipeline(reference: str) -> Path | None:
     """Return the directory of a pipeline that is here, or lies in the hub's cache."""
     if Path(reference).is_dir():
         return Path(reference)

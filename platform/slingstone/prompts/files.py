@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slingstone.prompts.datasets import dataset_files, is_dataset
+from slingstone.prompts.datasets import dataset_files
 
 COLUMN = "prompt"
 """The column that is read unless another is named; the case of letters does not matter."""
@@ -22,11 +22,11 @@ def read_prompts(path: str | Path, column: str | None = None) -> tuple[str, ...]
 
     The extension tells the format: `.jsonl` (an object a line), `.csv` (comma-separated, quoted where needed), `.tsv`
     (tab-separated, quotes are characters like any other, as in PartiPrompts), `.parquet`; anything else is text with
-    one prompt a line. Text is UTF-8, with or without a byte-order mark, with any line ends. A directory of tables, or
-    a dataset of the hub (`hf://datasets/owner/name`), is read file by file, see `dataset_files`.
+    one prompt a line. Text is UTF-8, with or without a byte-order mark, with any line ends. A directory of tables is
+    read file by file, see `dataset_files`; a dataset of the hub is first brought here by `hub.local_copy`.
 
     Args:
-        path: the file, the directory or the dataset.
+        path: the file or the directory.
         column: which column, or key of the objects, holds the prompts; None reads the one named `prompt` in any case
             of letters. A text file has none.
 
@@ -69,7 +69,7 @@ def _read(
         if lists and (place.is_dir() or place.suffix.lower() == ".json"):
             rows = list(_styles(place))
         else:
-            files = dataset_files(str(path)) if is_dataset(str(path)) else [place]
+            files = dataset_files(place) if place.is_dir() else [place]
             rows = [row for file in files for row in _grouped(file, column, groups)]
         if not rows:
             raise ValueError("has no prompt; write at least one")
@@ -82,7 +82,7 @@ def _grouped(file: Path, column: str | None, groups: Sequence[str]) -> Iterator[
     """Yield the prompts of a table with what the same row says in the group columns."""
     for place, (cell, *values) in _cells(file, (column, *groups)):
         if prompt := _prompt(place, cell):
-            yield prompt, {name: str(value) for name, value in zip(groups, values, strict=True)}
+            yield prompt, {name: _unicode(place, str(value)) for name, value in zip(groups, values, strict=True)}
 
 
 def _styles(place: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -159,14 +159,14 @@ def _json_lines(text: str, columns: Columns) -> Iterator[tuple[str, Sequence[Any
             raise ValueError(f"has no JSON in line {number} ({error}); write one object a line") from error
         if not isinstance(row, dict):
             raise ValueError(f"has a {type(row).__name__} in line {number}; write an object with the key {COLUMN!r}")
-        yield f"line {number}", [row[_chosen(list(row), column, f"in line {number} ")] for column in columns]
+        yield f"line {number}", [row[chosen(list(row), column, f"in line {number} ")] for column in columns]
 
 
 def _table(rows: Any, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield columns of a csv.reader whose first row names them."""
     try:
         header = next(rows, [])
-        places = [header.index(_chosen(header, column)) for column in columns]
+        places = [header.index(chosen(header, column)) for column in columns]
         for row in rows:
             if row and len(row) != len(header):
                 raise ValueError(
@@ -183,7 +183,7 @@ def _parquet(file: Path, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]
 
     try:
         with parquet.ParquetFile(file) as table:
-            names = [_chosen(table.schema_arrow.names, column) for column in columns]
+            names = [chosen(table.schema_arrow.names, column) for column in columns]
             read = table.read(columns=list(dict.fromkeys(names)))
             rows = zip(*(read.column(name).to_pylist() for name in names), strict=True)
     except (ArrowException, OSError) as error:
@@ -191,7 +191,7 @@ def _parquet(file: Path, columns: Columns) -> Iterator[tuple[str, Sequence[Any]]
     return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _chosen(names: Sequence[str], column: str | None, place: str = "") -> str:
+def chosen(names: Sequence[str], column: str | None, place: str = "") -> str:
     """Return the name of the column to read: `column` itself, or the only one called `prompt` in some case."""
     matching = [name for name in names if (name.lower() == COLUMN if column is None else name == column)]
     if len(matching) != 1:
@@ -211,4 +211,12 @@ def _prompt(place: str, cell: Any) -> str:
         raise ValueError(f"has a {type(cell).__name__} in {place} where a prompt should be; name the prompts' column")
     if "\0" in cell:
         raise ValueError(f"has a NUL character in {place}; remove it")
+    cell = _unicode(place, cell)
     return " ".join(_lines(cell)).strip()
+
+
+def _unicode(place: str, text: str) -> str:
+    """Return a text that can be written and sent, as one with half of a surrogate pair (JSON's `\\ud83d`) cannot."""
+    if torn := re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"has half of a character, {torn[0]!a}, in {place}; write the whole or remove it")
+    return text

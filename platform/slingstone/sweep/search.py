@@ -54,8 +54,8 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
     start = time.monotonic()
     held = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
     with (
-        rewards.running(experiment.rewards, experiment.placement, held),
         tracking.parent_run("sweep", experiment, prepared.sweep, directory) as parent,
+        rewards.running(experiment.rewards, experiment.placement, held),
     ):
         with open_board(say) as board:
             trial = ray.tune.with_parameters(run_trial, prepared=prepared, parent=parent.run_id, board=board)

@@ -23,11 +23,13 @@ class PreparedSweep:
         experiment: what is varied, the sweep's overrides applied and its paths absolute.
         as_given: the same with the paths as they were given, since a job's working directory is another at each
             submission; what is recommended at the end is this with the values of the best trial.
+        base: where the relative paths of the trials' values begin.
     """
 
     sweep: Sweep
     experiment: Experiment
     as_given: Experiment
+    base: Path
 
     @property
     def directory(self) -> Path:
@@ -59,7 +61,8 @@ class PreparedSweep:
     def trial(self, name: str, values: Mapping[str, Any]) -> Experiment:
         """Return the experiment of one trial; every process of the cluster reads it from the same file."""
         own = [f"name={name}", f"storage={self.sweep.storage}", "rewards.lifecycle=external"]
-        return load(self.resolved_file, [*assignments(values), *self.sweep.trial_overrides, *own])
+        trial = load(self.resolved_file, [*assignments(values), *self.sweep.trial_overrides, *own])
+        return preflight.prepare(trial, self.base)
 
     def trial_name(self, trial: str) -> str:
         """Return the name of a trial's run by Tune's id, the same when the sweep goes on after an interruption."""
@@ -93,13 +96,15 @@ def prepare(sweep: Sweep) -> PreparedSweep:
     Raises:
         ValueError: naming what is wrong with the experiment, or with a value of the sweep.
     """
-    source = paths.located(sweep.run)
-    storage = str(Path(sweep.storage).resolve())
-    as_given = load(source, [*sweep.overrides, f"storage={storage}"])
+    found = paths.resolved(sweep)
+    source, sweep = found.run, sweep.model_copy(update={"storage": found.storage})
+    as_given = load(source, [*sweep.overrides, f"storage={sweep.storage}"])
     experiment = preflight.prepare(as_given)
     for values in _corners(sweep):
-        _check(sweep, load(source, [*sweep.overrides, *assignments(values), *sweep.trial_overrides]))
-    return PreparedSweep(sweep.model_copy(update={"storage": storage}), experiment, as_given)
+        own = [*assignments(values), *sweep.trial_overrides, f"storage={sweep.storage}"]
+        trial = load(source, [*sweep.overrides, *own])
+        _check(sweep, preflight.prepare(trial))
+    return PreparedSweep(sweep, experiment, as_given, Path.cwd())
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:

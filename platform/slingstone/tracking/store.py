@@ -3,13 +3,16 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from filelock import FileLock
+
 from slingstone.config import Experiment, flatten
 from slingstone.config.comparison import Comparison
+from slingstone.config.paths import absolute_uri
 from slingstone.tracking.provenance import sources
 from slingstone.tracking.run import Run, new_client
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 PARAM_VALUE_LIMIT = 6000
 PARAMS_A_BATCH = 100
+MIGRATION_TIMEOUT_S = 600.0
+"""How long a job waits while another one makes the tables of a database; that takes some ten seconds."""
 
 
 def open_run(
@@ -25,16 +30,16 @@ def open_run(
 ) -> Run:
     """Create the MLflow run of an experiment that writes to a directory, or reopen one to continue it.
 
-    Artifacts of a file-based store go beside the directory; `parent` is the run that it is shown under, as a sweep's.
+    Artifacts of a database without a server go beside the directory; `parent` is the run that it is shown under, as a
+    sweep's.
     """
-    if run_id is not None:
-        return reopened(uri, run_id)
+    if run_id is not None and (run := reopened(uri, run_id)) is not None:
+        return run
     tracking, models = experiment.tracking, experiment.models
-    artifacts = None if tracking.uri or "MLFLOW_TRACKING_URI" in os.environ else directory.parents[1]
     tags = {"kind": "align", "directory": str(directory)}
     tags |= {"algorithm": algorithm(experiment), "model_family": model_family(models.reference)}
     tags |= {} if parent is None else {"mlflow.parentRunId": parent, "parent": parent}
-    return create_run(uri, tracking.experiment, experiment.name, flatten(experiment), tags, artifacts)
+    return create_run(uri, tracking.experiment, experiment.name, flatten(experiment), tags, directory.parents[1])
 
 
 def algorithm(experiment: Experiment) -> str:
@@ -54,23 +59,33 @@ def model_family(reference: str) -> str:
     return str(json.loads(index.read_text())["_class_name"]) if index.is_file() else reference
 
 
-def reopened(uri: str, run_id: str) -> Run:
-    """Return a run that was ended, to continue it."""
-    new_client(uri).update_run(run_id, "RUNNING")
+def reopened(uri: str, run_id: str) -> Run | None:
+    """Return a run that was ended, to continue it; None if it was deleted in MLflow."""
+    from mlflow.exceptions import MlflowException
+
+    client = new_client(uri)
+    try:
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            return None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    client.update_run(run_id, "RUNNING")
     return Run(uri, run_id)
 
 
 def create_run(
-    uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Path | None
+    uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], storage: Path
 ) -> Run:
     """Create a run with its params, tagged with its sources, and the MLflow experiment if there is none of this name.
 
-    A file-based store keeps what runs upload below the directory `artifacts`; None leaves it to the server.
+    A database without a server keeps what runs upload below `storage`; a server has a place of its own.
     """
     from mlflow.entities import Param
 
     client = new_client(uri)
-    experiment_id = _experiment_id(client, experiment, artifacts)
+    experiment_id = _experiment_id(client, experiment, storage if _is_database(uri) else None)
     run_id = client.create_run(experiment_id, tags=sources() | dict(tags), run_name=name).info.run_id
     entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
     for start in range(0, len(entries), PARAMS_A_BATCH):
@@ -88,13 +103,12 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         group: configuration of the whole, with `name` and `storage`; its flat dump becomes the params.
         directory: remembers the run.
     """
-    uri, path = tracking_uri(experiment), directory / "mlflow.json"
-    if path.is_file() and (saved := json.loads(path.read_text()))["uri"] == uri:
-        run = reopened(uri, saved["run_id"])
-    else:
-        remote = experiment.tracking.uri or "MLFLOW_TRACKING_URI" in os.environ
-        tags, artifacts = {"kind": kind, "directory": str(directory)}, None if remote else Path(group.storage)
-        run = create_run(uri, experiment.tracking.experiment, f"{kind} {group.name}", flatten(group), tags, artifacts)
+    uri, path = ready(experiment), directory / "mlflow.json"
+    saved = json.loads(path.read_text()) if path.is_file() else {}
+    run = reopened(uri, saved["run_id"]) if saved.get("uri") == uri else None
+    if run is None:
+        tags, name = {"kind": kind, "directory": str(directory)}, f"{kind} {group.name}"
+        run = create_run(uri, experiment.tracking.experiment, name, flatten(group), tags, Path(group.storage))
         path.write_text(json.dumps({"uri": uri, "run_id": run.run_id}))
     status = "FAILED"
     try:
@@ -108,9 +122,51 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
 
 
 def tracking_uri(settings: Experiment | Comparison) -> str:
-    """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`."""
-    default = f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
-    return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`.
+
+    Raises:
+        ValueError: MLFLOW_TRACKING_URI means another place in each process.
+    """
+    if settings.tracking.uri:
+        return settings.tracking.uri
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        try:
+            here, elsewhere = absolute_uri(given, Path.cwd()), absolute_uri(given, Path("/elsewhere"))
+        except ValueError as error:
+            raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: {error}") from None
+        if here != elsewhere:
+            raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: is another place in each process; set it to {here}")
+        return given
+    return f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
+
+
+def ready(settings: Experiment | Comparison) -> str:
+    """Return the tracking URI once its store answers; jobs call it before they hold anything.
+
+    A fresh SQLite file gets its tables here, from one process at a time: MLflow's migrations break when two run them.
+
+    Raises:
+        ValueError: the store does not answer, its experiment was deleted, or MLFLOW_TRACKING_URI means another place
+            in each process.
+    """
+    uri = tracking_uri(settings)
+    parts, lock = urlsplit(uri), nullcontext()
+    try:
+        if parts.scheme.startswith("sqlite"):
+            file = Path(parts.path[1:])
+            file.parent.mkdir(parents=True, exist_ok=True)  # else MLflow tries again for an hour
+            lock = FileLock(f"{file}.lock", timeout=MIGRATION_TIMEOUT_S)
+        with lock:
+            found = new_client(uri).get_experiment_by_name(settings.tracking.experiment)
+    except Exception as error:  # of whatever transport the URI means
+        said = " ".join(str(error).replace(uri, redacted(uri)).split())[:300]
+        raise ValueError(
+            f"tracking.uri = {redacted(uri)!r}: does not answer; start it, or name another: {said}"
+        ) from error
+    if found is not None and found.lifecycle_stage == "deleted":
+        remedy = f"name another, or restore it: mlflow experiments restore -x {found.experiment_id}"
+        raise ValueError(f"tracking.experiment = {settings.tracking.experiment!r}: was deleted in MLflow; {remedy}")
+    return uri
 
 
 def redacted(uri: str) -> str:
@@ -119,6 +175,10 @@ def redacted(uri: str) -> str:
     if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
         return uri
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _is_database(uri: str) -> bool:
+    return urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def _experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) -> str:

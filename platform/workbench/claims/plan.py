@@ -14,7 +14,8 @@ from pydantic_core import PydanticCustomError
 from slingstone.config import Experiment, flatten, load, paths
 from slingstone.config.contradictions import Contradiction
 from slingstone.config.experiment import ALWAYS_MEASURED, measured
-from slingstone.config.tree import Name, PathText, Section
+from slingstone.config.paths import PathText, Storage
+from slingstone.config.tree import Name, Section
 from slingstone.driver import preflight
 
 
@@ -52,7 +53,7 @@ class Claims(Section):
     name: Name
     """Results lie under `<storage>/claims/<name>`, the runs under `<storage>/align/<name>-<digest>`; the same name goes
     on where it was interrupted."""
-    storage: PathText = "outputs"
+    storage: Storage = "outputs"
     """Directory under which everything is written; all nodes must see it."""
     run: PathText
     """YAML file of the run that all arms vary, such as configs/align/scenes.yaml."""
@@ -130,8 +131,8 @@ def prepare(claims: Claims) -> Plan:
     Raises:
         ValueError: naming what is wrong with one.
     """
-    source, storage = paths.located(claims.run), str(Path(claims.storage).resolve())
-    claims = claims.model_copy(update={"storage": storage})
+    found = paths.resolved(claims)
+    source, claims = found.run, claims.model_copy(update={"storage": found.storage})
     cells: list[Cell] = []
     runs: dict[str, Experiment] = {}
     for study in claims.studies:
@@ -139,7 +140,7 @@ def prepare(claims: Claims) -> Plan:
             for values, seed in product(product(*arm.vary.values()), claims.seeds):
                 # As JSON, which YAML reads back.
                 varied = tuple(zip(arm.vary, map(json.dumps, values), strict=True))
-                own = [f"seed={seed}", f"evaluation.seed={seed}", f"storage={storage}"]
+                own = [f"seed={seed}", f"evaluation.seed={seed}", f"storage={claims.storage}"]
                 overrides = [*claims.overrides, *arm.overrides, *(f"{path}={text}" for path, text in varied), *own]
                 experiment = load(source, overrides)
                 name = f"{claims.name}-{_digest(experiment)}"

@@ -1,0 +1,125 @@
+"""Prompts of the Hugging Face hub: of a dataset's tables, the columns that are read, once. Imports no torch.
+
+The hub serves every dataset as parquet: written so by its owner, or converted on the branch `refs/convert/parquet`. Of
+parquet, single columns are read over HTTP. So `huggingface_hub`, which the networks need anyway, and pyarrow read them
+all; the package `datasets` would add a cache and a format of its own, and nothing that a column of prompts needs.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slingstone.prompts.datasets import of_one_split
+from slingstone.prompts.files import Columns, chosen
+
+HUB = re.compile(r"hf://datasets/(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
+CONVERTED = "refs/convert/parquet"
+BLOCK_BYTES = 2**16
+
+
+class HubAway(RuntimeError):
+    """The hub does not answer, which is no mistake of the configuration."""
+
+
+def local_copy(location: str, columns: Columns, storage: str) -> str:
+    """Return a file with the columns of a hub's dataset, read now if it was not before; another location as it is.
+
+    What is read is what the hub has at that time: a later run with the same storage sees the same prompts. The size
+    of the columns is told on stderr first.
+
+    Args:
+        location: `hf://datasets/owner/name`, with a revision after `@`, and with a path in the repository (or the
+            beginning of one) after that, such as `hf://datasets/owner/name@main/data/validation`.
+        columns: as in `read_grouped_prompts`; None is the one named `prompt`.
+        storage: the copy lies below it, under `prompts`; all nodes see it.
+
+    Raises:
+        ValueError: the hub has no such dataset, revision, path or column.
+        HubAway: it does not answer.
+    """
+    if not location.startswith("hf://"):
+        return location
+    named = HUB.fullmatch(location)
+    if named is None:
+        raise ValueError(
+            f"prompts {location!r}: is no dataset of the hub; write hf://datasets/owner/name[@revision][/path]"
+        )
+    key = hashlib.sha256(json.dumps([location, *columns]).encode()).hexdigest()[:10]
+    copy = Path(storage) / "prompts" / f"{named['name'].replace('/', '--')}-{key}.parquet"
+    if not copy.is_file():
+        try:
+            table = _read(location, named, columns)
+        except ValueError as error:
+            raise ValueError(f"prompts {location!r}: {error}") from error
+        _write(table, copy)
+    return str(copy)
+
+
+def _read(location: str, named: re.Match[str], columns: Columns) -> Any:
+    from huggingface_hub import HfApi, HfFileSystem
+    from huggingface_hub import errors as hub
+    from pyarrow import concat_tables, parquet
+
+    try:
+        revision, files = _files(HfApi(), named["name"], named["revision"], named["path"] or "")
+        system, opened = HfFileSystem(skip_instance_cache=True), []
+        for file in files:
+            place = f"datasets/{named['name']}@{revision}/{file}"
+            opened.append(parquet.ParquetFile(system.open(place, block_size=BLOCK_BYTES), pre_buffer=True))
+        names = [
+            list(dict.fromkeys(chosen(table.schema_arrow.names, column) for column in columns)) for table in opened
+        ]
+        size = sum(map(_size, opened, names)) / 2**20
+        print(f"reading {', '.join(names[0])} of {location}: {size:.1f} MiB in {len(files)} files", file=sys.stderr)
+        return concat_tables([table.read(columns=own) for table, own in zip(opened, names, strict=True)])
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.DisabledRepoError) as error:
+        raise ValueError(f"the hub does not give it; mend the name, or log in: {_line(error)}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # of whatever transport the hub's client uses
+        remedy = "try again later, or name a file of prompts that is here"
+        raise HubAway(f"prompts {location!r}: the hub does not answer; {remedy}: {_line(error)}") from error
+
+
+def _files(api: Any, name: str, revision: str | None, path: str) -> tuple[str, list[str]]:
+    """Return the commit and the parquet files to read: the owner's own, else the hub's conversion."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    for branch in [revision] if revision else [None, CONVERTED]:
+        try:
+            info = api.dataset_info(name, revision=branch)
+        except RevisionNotFoundError:
+            if branch == CONVERTED:
+                break
+            raise
+        there = [file.rfilename for file in info.siblings or () if file.rfilename.endswith(".parquet")]
+        if found := of_one_split(there, path):
+            return info.sha, found
+    raise ValueError(
+        f"has no parquet files {path!r}; look at the dataset's files, and give the beginning of their paths"
+    )
+
+
+def _size(table: Any, names: Sequence[str]) -> int:
+    """Return the bytes of a file's columns as they are stored."""
+    groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(part.total_compressed_size for part in parts if part.path_in_schema in names)
+
+
+def _write(table: Any, file: Path) -> None:
+    from pyarrow import parquet
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}-", delete=False) as partial:
+        parquet.write_table(table, partial)
+    Path(partial.name).replace(file)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
