@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slingstone.config import load
-from slingstone.engines.family import load_family
+from slingstone.engines.family import load_family, round_frozen
 from slingstone.objectives import divergence
 from slingstone.worker.assembly import encode_ahead, step_settings
 from slingstone.worker.measure import held_out
@@ -54,6 +54,7 @@ def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prom
     overrides += ["models.decode_chunk=3"]
     run = load(SCENES, [*overrides, "models.generator_timestep=625"])
     family = load_family(run, torch.device("cpu"))
+    round_frozen(family, run)
     assert next(family.reference.parameters()).dtype == torch.bfloat16
     assert family.decoder.chunk == 3
     for network in (family.generator, family.assistant, family.reference):

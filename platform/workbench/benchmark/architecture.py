@@ -176,7 +176,6 @@ def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Run
         repeat([""] * batch),
         settings,
         rng,
-        generator.named_parameters,
     )
 
 
