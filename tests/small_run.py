@@ -19,6 +19,7 @@ from slingstone.prompts.sampler import PromptSampler
 from slingstone.step.panel import RewardPanel, RunningScale
 from slingstone.step.trainer import StepSettings, Timesteps, Trainer
 from tests.step.conftest import LEVELS, linear_reward, make_world
+from tests.whole import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
@@ -67,10 +68,14 @@ class Small:
         return facts.name
 
     def everything(self) -> dict[str, torch.Tensor]:
-        """Return all weights and the average, copied."""
-        engines = self.state.engines.items()
-        weights = {f"{name}.{key}": value for name, engine in engines for key, value in engine.full_weights().items()}
-        return weights | {f"ema.{key}": value.clone() for key, value in self.trainer.ema.shadow.items()}
+        """Return all unrounded weights and the average, whole and copied; a collective."""
+        found = {name: (engine.module, engine.masters()) for name, engine in self.state.engines.items()}
+        found["ema"] = self.trainer.generator.module, self.trainer.ema.fragments
+        return {
+            f"{name}.{key}": value
+            for name, (module, part) in found.items()
+            for key, value in whole(module, part).items()
+        }
 
 
 def small(
@@ -107,7 +112,6 @@ def small(
         prompts=prompts,
         settings=settings,
         rng=torch.Generator().manual_seed(7 + rank),
-        generator_parameters=generator.named_parameters,
     )
     state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
     said: list[str] = []

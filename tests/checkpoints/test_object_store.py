@@ -65,9 +65,9 @@ def test_checkpoints_in_s3_are_kept_continued_from_and_refused_as_in_a_directory
     assert again.steps(2) == run.steps(2)
     assert_equal(again.everything(), run.everything())
 
-    with kept._files.open_output_stream(f"{kept._root}/{names[2]}/ema.pt") as damaged:
+    with kept._files.open_output_stream(f"{kept._root}/{names[2]}/ema_0.pt") as damaged:
         damaged.write(b"other")
-    with pytest.raises(ValueError, match=rf"checkpoint {names[2]}: ema.pt has 5 bytes instead of"):
+    with pytest.raises(ValueError, match=rf"checkpoint {names[2]}: ema_0.pt has 5 bytes instead of"):
         small(bucket).saved.restore()
     facts = small(bucket, ["recovery.on_damaged_checkpoint=previous"]).saved.restore()
     assert facts is not None

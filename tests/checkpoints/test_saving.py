@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from slingstone.checkpoints import saving, store
-from slingstone.checkpoints.manifest import Facts, Manifest, entry_of
+from slingstone.checkpoints.manifest import FORMAT, Facts, Manifest, entry_of
 from slingstone.checkpoints.saving import SaveFailed
 from slingstone.config import Runtime
 from slingstone.engines.shards import DamagedCheckpoint, copied, read
@@ -167,7 +167,7 @@ def _cut(directory: Path) -> None:
 
 
 def _flip(directory: Path) -> None:
-    path = directory / "ema.pt"
+    path = directory / "ema_0.pt"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -191,7 +191,7 @@ def _escape(directory: Path) -> None:
 
 
 def _link(directory: Path) -> None:
-    path = directory / "ema.pt"
+    path = directory / "ema_0.pt"
     path.rename(directory.parent / "elsewhere.pt")
     path.symlink_to(directory.parent / "elsewhere.pt")
 
@@ -203,11 +203,11 @@ def _rename(directory: Path) -> None:
 
 DAMAGES = {
     _cut: "rank_0.pt has .* bytes instead of",
-    _flip: "ema.pt was changed",
+    _flip: "ema_0.pt was changed",
     _remove: "torch_engine.pt is missing",
     _touch_manifest: "manifest.json was changed",
     _escape: "lies outside",
-    _link: "ema.pt is missing",
+    _link: "ema_0.pt is missing",
     _rename: "tells of another one",
 }
 
@@ -328,6 +328,6 @@ def test_a_manifest_reads_back_equal_and_tells_what_it_is_not():
     assert Manifest.from_json(manifest.to_json(), manifest.facts.name) == manifest
     with pytest.raises(DamagedCheckpoint, match="checkpoint x: its manifest tells of another one"):
         Manifest.from_json(manifest.to_json(), "x")
-    newer = json.loads(manifest.to_json()) | {"format": 2}
-    with pytest.raises(DamagedCheckpoint, match="format 2, this version reads 1"):
+    newer = json.loads(manifest.to_json()) | {"format": FORMAT + 1}
+    with pytest.raises(DamagedCheckpoint, match=f"format {FORMAT + 1}, this version reads {FORMAT}"):
         Manifest.from_json(json.dumps(newer), manifest.facts.name)

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from slingstone.checkpoints.state import averaged_weights
 from slingstone.config import Runtime
 from slingstone.engines.saved_weights import Weights, saved_weights
 from tests.small_run import Small, small
+from tests.whole import whole
 
 ENGINES = {
     "torch": Runtime(num_workers=2, engine="torch"),
@@ -54,8 +54,8 @@ def _is_exported(checkpoint: Path, run: Small) -> bool:
     """Return whether one process finds in the checkpoint what both ranks together held; a collective."""
     generator = run.state.engines["generator"]
     held: dict[Weights, dict[str, torch.Tensor]] = {
-        "ema": averaged_weights(run.trainer, generator),
-        "raw": generator.full_weights(),
+        "ema": whole(generator.module, run.trainer.ema.fragments),
+        "raw": whole(generator.module, generator.masters()),
     }
     shapes = {name: weight.shape for name, weight in held["raw"].items()}
     found = {kind: saved_weights(checkpoint, kind, shapes) for kind in held}

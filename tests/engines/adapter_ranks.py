@@ -11,8 +11,8 @@ from slingstone.checkpoints.manifest import write
 from slingstone.config import Runtime
 from slingstone.engines.engine import ShardedEngine, build_engine
 from slingstone.networks.adapters import Adapter, add_adapter, cast_frozen, sharing_copy, trained_part
-from slingstone.step.ema import ExponentialMovingAverage
 from tests.engines.ranks import ADAM, CLIP, alternate, network
+from tests.whole import whole
 
 LORA = Adapter(rank=2, alpha=4.0, target_modules=("0", "2", "4"))
 
@@ -51,14 +51,13 @@ def measure(directory: Path, runtime: Runtime) -> dict[str, object]:
         engine.load(directory / name)
     probe = torch.ones(1, 6, dtype=next(iter(before.values())).dtype)
     with torch.no_grad():
-        whole, engines_own = adapted[0](probe), generator.module(probe)
+        direct, through_engine = adapted[0](probe), generator.module(probe)
     return {
         "losses": losses,
         "resumed": alternate(*again, range(3, 5)),
         "base_unchanged": all(torch.equal(before[name], value) for name, value in reference.state_dict().items()),
-        "names": sorted(ExponentialMovingAverage(generator.named_parameters, 1.0).shadow),
-        "full_weights": generator.full_weights(),
-        "same_picture": torch.equal(whole, engines_own),
+        "masters": whole(generator.module, generator.masters()),
+        "same_picture": torch.equal(direct, through_engine),
         "checkpoint_bytes": sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()),
     }
 

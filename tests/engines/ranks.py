@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from slingstone.checkpoints.manifest import write
 from slingstone.config import Optimizer, Runtime
 from slingstone.engines.engine import ShardedEngine, build_engine
+from slingstone.engines.saved_weights import saved_weights
 from slingstone.step.ema import ExponentialMovingAverage
+from tests.engines.drift import missed
+from tests.whole import whole
 
 GLOBAL_BATCH = 8
 ADAM = Optimizer(kind="adamw", lr=1e-2, weight_decay=0.01, warmup_steps=3)
@@ -83,33 +86,24 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
     losses = alternate(generator, assistant, range(3))
     for name, engine in (("generator", generator), ("assistant", assistant)):
         write(engine.snapshot(), directory / name)
+    average = ExponentialMovingAverage(generator.masters, 1.0)
+    write({f"ema_{dist.get_rank()}.pt": average.state_dict()}, directory)
     dist.barrier()
+    held = whole(generator.module, generator.masters())
+    shapes = {name: weight.shape for name, weight in held.items()}
+    saved = [saved_weights(directory, kind, shapes) for kind in ("ema", "raw")]
     losses += alternate(generator, assistant, range(3, 5))
-    weights = generator.full_weights()
 
     resumed = engines(runtime)
     for name, engine in zip(("generator", "assistant"), resumed, strict=True):
         engine.load(directory / name)
     resumed_losses = alternate(*resumed, range(3, 5))
 
-    probe = torch.ones(1, 6, dtype=next(generator.module.parameters()).dtype)
-    with torch.no_grad():
-        before = generator.module(probe)
-        kept = [(tensor, tensor.detach().clone()) for _, tensor in generator.named_parameters()]
-        for _, tensor in generator.named_parameters():
-            tensor.zero_()
-        zeroed = generator.module(probe)
-        for (_, tensor), (_, old) in zip(generator.named_parameters(), kept, strict=True):
-            tensor.copy_(old)
-        after = generator.module(probe)
-    held = sum(tensor.numel() for _, tensor in generator.named_parameters())
     return {
         "losses": losses,
+        "saved": all(torch.equal(found[name], weight) for found in saved for name, weight in held.items()),
         "resumed": resumed_losses,
-        "weights": weights,
-        "swap": [before, zeroed, after],
-        "held": held,
-        "average_bytes": sum(
-            tensor.nbytes for tensor in ExponentialMovingAverage(generator.named_parameters, 1.0).shadow.values()
-        ),
+        "weights": whole(generator.module, generator.masters()),
+        "average_bytes": sum(values.nbytes for _, values in average.fragments.values()),
+        "missed": missed(runtime, 40),
     }

@@ -53,11 +53,10 @@ def test_the_base_never_changes(two_ranks, label):
 
 
 @pytest.mark.parametrize("label", RUNTIMES)
-def test_average_and_weights_are_the_adapters_under_the_names_of_the_whole_network(two_ranks, label):
+def test_what_is_averaged_are_the_adapters_under_the_names_of_the_whole_network(two_ranks, label):
     whole = networks(RUNTIMES[label])[1]
     names = sorted(name for name, weight in whole.named_parameters() if weight.requires_grad)
-    assert two_ranks[label]["names"] == names
-    assert sorted(two_ranks[label]["full_weights"]) == names
+    assert sorted(two_ranks[label]["masters"]) == names
     assert two_ranks[label]["same_picture"], "the engine's weights must be those that the whole network computes with"
 
 

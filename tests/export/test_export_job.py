@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from slingstone.checkpoints.manifest import Facts, Manifest, write
 from slingstone.checkpoints.run_directory import RunDirectory
-from slingstone.checkpoints.state import averaged_weights
 from slingstone.checkpoints.store import open_store
 from slingstone.cli import main
 from slingstone.config import Experiment
@@ -25,6 +24,7 @@ from slingstone.networks.sampling import one_step_sampler
 from slingstone.worker.assembly import assemble
 from slingstone.worker.assignment import Assignment
 from tests import tiny_sdxl
+from tests.whole import whole
 
 PROMPTS = ["a red disc", "a white ring"]
 PLAIN = ("runtime.engine=torch", "objective.reward_weight=0", "rewards.services=[]", "training.warmup_images=0")
@@ -57,9 +57,9 @@ def trained(run: Experiment) -> tuple[Path, dict[str, torch.Tensor]]:
         files = write(parts.state.snapshot(), part)
     store.publish(facts.name, Manifest(facts, files).to_json())
     family, pictures = parts.trainer.family, {}
-    generator = parts.state.engines["generator"]
-    for kind, weights in (("ema", averaged_weights(parts.trainer, generator)), ("raw", generator.full_weights())):
-        parts.averaged.load_state_dict(weights, strict=False)
+    generator = parts.trainer.generator
+    for kind, part in (("ema", parts.trainer.ema.fragments), ("raw", generator.masters())):
+        parts.averaged.load_state_dict(whole(generator.module, part), strict=False)
         pictures[kind] = one_step_sampler(family, parts.averaged)(PROMPTS, [7, 8]).images
     assert (pictures["ema"] - pictures["raw"]).abs().max() > 1e-3, "the average must differ from the latest weights"
     return directory, pictures
@@ -69,7 +69,14 @@ def call(*arguments: str | Path) -> int:
     return main(["export", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("overrides", [PLAIN, (*PLAIN, LORA)], ids=["full", "lora"])
+BF16 = "runtime.precision=bf16"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [PLAIN, (*PLAIN, LORA), (*PLAIN, BF16), (*PLAIN, LORA, BF16)],
+    ids=["full", "lora", "full bf16", "lora bf16"],
+)
 def test_a_process_without_slingstone_draws_the_trainers_picture(
     micro: Callable[..., Experiment], tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:

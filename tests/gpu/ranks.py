@@ -231,6 +231,9 @@ class TinyRun:
 
     def weights(self) -> dict[str, Tensor]:
         """Return all weights and the average, on the CPU."""
-        engines: Sequence[tuple[str, Any]] = list(self.parts.state.engines.items())
-        found = {f"{name}.{key}": value for name, engine in engines for key, value in engine.full_weights().items()}
-        return found | {f"ema.{key}": value.cpu().clone() for key, value in self.parts.trainer.ema.shadow.items()}
+        from tests.whole import whole
+
+        trainer = self.parts.trainer
+        held = [(name, engine.module, engine.masters()) for name, engine in self.parts.state.engines.items()]
+        held.append(("ema", trainer.generator.module, trainer.ema.fragments))
+        return {f"{name}.{key}": value for name, module, part in held for key, value in whole(module, part).items()}

@@ -70,7 +70,7 @@ def step(place: Place, name: str, architecture) -> tuple[float, dict[str, float]
         "assistant": family.assistant.parameters(),
         "reference": family.reference.parameters(),
         "decoder": family.decoder.vae.parameters(),
-        "average": trainer.ema.shadow.values(),
+        "average": [fragment.values for fragment in trainer.ema.fragments.values()],
         "optimizer": [
             value
             for engine in (trainer.generator, trainer.assistant)

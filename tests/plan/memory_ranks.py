@@ -10,7 +10,7 @@ from torch import nn
 from slingstone.config import Experiment, Optimizer, Runtime, load
 from slingstone.engines import deepspeed_engine
 from slingstone.engines.engine import build_engine
-from slingstone.engines.family import load_family
+from slingstone.engines.family import load_family, round_frozen
 from slingstone.networks.adapters import sharing_copy
 from slingstone.networks.footprint import LiveBytes
 from slingstone.plan import engine_memory
@@ -56,6 +56,7 @@ def whole_trainer(directory: Path, runtime: Runtime) -> dict[str, object]:
     with LiveBytes("cpu") as live:
         family = load_family(run, torch.device("cpu"))
         averaged = sharing_copy(family.generator)
+        round_frozen(family, run)
         trainer = trainer_of(family, "recomputed", batch, runtime)
         trainer.step()
         gc.collect()

@@ -173,7 +173,7 @@ def test_the_bytes_of_adapters_are_those_of_adapters_on_disk_and_on_the_links(mi
         build_engine(trained_part(network), run.training.generator_optimizer, run.runtime, 1.0)
         for network in (family.generator, family.assistant)
     ]
-    weights = sum(weight.numel() for _, weight in engines[0].named_parameters())
+    weights = sum(fragment.values.numel() for fragment in engines[0].masters().values())
     for side, engine in enumerate(engines):
         for name, tree in engine.snapshot().items():
             torch.save(tree, tmp_path / f"{side}-{name.replace('/', '-')}")

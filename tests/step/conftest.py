@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slingstone.networks.gaussian import GaussianMixture, LinearGenerator
 from slingstone.networks.protocol import Condition, ModelFamily
 from slingstone.objectives.diffusion import NoiseSchedule
+from slingstone.step.ema import Fragment
 from slingstone.step.panel import PendingReward, RewardPanel, RewardTerm, Tolerance
 from slingstone.step.trainer import StepSettings, Timesteps, Trainer
 
@@ -38,6 +39,9 @@ class TorchEngine:
         self.optimizer.zero_grad()
         self.scheduler.step()
         return norm
+
+    def masters(self) -> dict[str, Fragment]:
+        return {name: Fragment(0, weight.detach().flatten()) for name, weight in self.module.named_parameters()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -208,7 +208,7 @@ def test_the_average_of_the_generator_counts_images_of_all_ranks(world, reward):
     trainer = world.build()
     start = world.generator.mean.detach().clone()
     trainer.step()
-    torch.testing.assert_close(trainer.ema.shadow["mean"], (start + world.generator.mean.detach()) / 2)
+    torch.testing.assert_close(trainer.ema.fragments["mean"].values, (start + world.generator.mean.detach()) / 2)
 
 
 @pytest.mark.parametrize("gradient", ["direct", "recomputed"])
@@ -237,7 +237,7 @@ def test_a_restored_trainer_goes_on_as_if_nothing_had_happened(world, reward):
     for part, state in zip((restored, restored.generator, restored.assistant), states, strict=True):
         part.load_state_dict(state)
     assert [without_times(restored.step()) for _ in range(2)] == wanted
-    assert same(list(restored.ema.shadow.values()), list(trainer.ema.shadow.values()))
+    assert same(*([part.values for part in run.ema.fragments.values()] for run in (restored, trainer)))
 
 
 def test_the_direct_and_the_recomputed_gradient_train_alike(world):

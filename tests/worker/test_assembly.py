@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slingstone.config import Experiment, load
-from slingstone.engines.family import load_family
+from slingstone.engines.family import load_family, round_frozen
 from slingstone.objectives import divergence
 from slingstone.prompts.files import read_prompts
 from slingstone.worker.assembly import step_settings, text_encoder
@@ -60,6 +60,7 @@ def sparing(tmp_path: Path, *overrides: str) -> Experiment:
 def test_a_sparing_run_loads_a_reference_like_its_assistant_and_meets_every_prompt_before_the_first_step(tmp_path):
     run = sparing(tmp_path)
     family = load_family(run, torch.device("cpu"))
+    round_frozen(family, run)
     assert next(family.reference.parameters()).dtype == torch.bfloat16
     assert family.decoder.chunk == 3
     for network in (family.generator, family.assistant, family.reference):

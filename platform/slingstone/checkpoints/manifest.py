@@ -13,7 +13,7 @@ import torch
 from slingstone.engines.shards import DamagedCheckpoint, Files
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ class State:
             "torch_rng": torch.get_rng_state(),
             "prompts": self.prompts.state_dict(),
         }
-        if self.rank == 0 or self.engines["generator"].sharded:
-            files[self._average_file] = average
+        files[f"ema_{self.rank}.pt"] = average
         return files
 
     def restore(self, directory: Path, facts: Facts) -> None:
@@ -52,19 +51,7 @@ class State:
             )
         for name, engine in self.engines.items():
             engine.load(directory / name)
-        own, average = read(directory / f"rank_{self.rank}.pt"), read(directory / self._average_file)
+        own, average = read(directory / f"rank_{self.rank}.pt"), read(directory / f"ema_{self.rank}.pt")
         self.trainer.load_state_dict(own["trainer"] | {"ema": average})
         torch.set_rng_state(own["torch_rng"])
         self.prompts.load_state_dict(own["prompts"])
-
-    @property
-    def _average_file(self) -> str:
-        return f"ema_{self.rank}.pt" if self.engines["generator"].sharded else "ema.pt"
-
-
-def averaged_weights(trainer: Trainer, generator: ShardedEngine) -> dict[str, torch.Tensor]:
-    """Return the whole averaged generator on every rank, on the CPU; a collective."""
-    if not generator.sharded:
-        return {name: value.detach().cpu() for name, value in trainer.ema.shadow.items()}
-    with trainer.ema.swapped_in():
-        return generator.full_weights()

@@ -1,21 +1,22 @@
 """DeepSpeed at any ZeRO stage, behind `ShardedEngine`."""
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils.logging import logger
 from torch import Tensor, nn
 
 from slingstone.config import Optimizer, Runtime
 from slingstone.engines.engine import torch_optimizer, trained
+from slingstone.engines.masters import fill, part_of_rank
 from slingstone.engines.shards import Files, copied, read
 from slingstone.plan.engine_memory import BUCKET
+from slingstone.step.ema import Fragment
 
 
 def deepspeed_config(runtime: Runtime, max_grad_norm: float, weights: int = BUCKET) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def deepspeed_config(runtime: Runtime, max_grad_norm: float, weights: int = BUCK
         "stage": runtime.zero_stage,
         "overlap_comm": runtime.use_gpu and runtime.zero_stage == 2,
         "reduce_bucket_size": min(BUCKET, weights),
-        "stage3_param_persistence_threshold": 0,  # a weight kept whole would miss what the EMA swaps in
+        "stage3_param_persistence_threshold": 0,  # nothing stays whole on every rank
         "stage3_gather_16bit_weights_on_model_save": False,
     }
     if runtime.offload == "cpu":
@@ -51,9 +52,11 @@ class DeepSpeedEngine:
         # Its shared-memory op takes a minute to compile, and serves inference only.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logger.setLevel("ERROR")
-        weights = trained(module)
-        built, schedule = torch_optimizer(list(weights), optimizer)
-        self.sharded = runtime.zero_stage == 3
+        self._stage, self._trained = runtime.zero_stage, trained(module)
+        weights = list(self._trained.values())
+        # DeepSpeed makes masters of what it has rounded.
+        unrounded = {name: w.data for name, w in self._trained.items()} if runtime.precision == "bf16" else {}
+        built, schedule = torch_optimizer([*weights], optimizer)
         self._norm: Tensor | None = None
         if runtime.zero_stage == 0:
             built.register_step_pre_hook(lambda base, *_: self._clip(base, max_grad_norm))
@@ -68,6 +71,7 @@ class DeepSpeedEngine:
         self._host = _HostMemory()
         self._engine.checkpoint_engine = self._host
         self.module: nn.Module = self._engine.module
+        fill(unrounded.items(), self.masters())
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
         self._norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
@@ -86,25 +90,30 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
         return float(norm)
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield whole weights, or at stage 3 this rank's shard of each."""
-        for name, weight in self.module.named_parameters():
-            if not self.sharded:
-                yield name, weight
-                continue
-            shard: Any = weight
-            version = shard.ds_tensor._version
-            yield name, shard.ds_tensor
-            if shard.ds_tensor._version != version and shard.ds_status.name == "AVAILABLE":
-                shard.partition(has_been_updated=False)  # drop the gathered copy: it is out of date
+    def masters(self) -> dict[str, Fragment]:
+        """Return views of what this rank's optimizer owns."""
+        if self._stage == 0:
+            return part_of_rank(self._trained.items())
+        if self._stage == 3:
+            return self._partitions()
+        found: dict[str, Any] = {name: cast("Any", weight)._hp_mapping for name, weight in self._trained.items()}
+        return {
+            name: Fragment(of.lp_fragment_address.start, of.hp_fragment.detach())
+            for name, of in found.items()
+            if of is not None  # which other ranks own
+        }
 
-    def full_weights(self) -> dict[str, Tensor]:
-        """Gather the state dict, one weight at a time."""
-        full = {}
-        for name, value in self.module.state_dict(keep_vars=True).items():
-            with GatheredParameters([value], enabled=self.sharded and isinstance(value, nn.Parameter)):
-                full[name] = value.detach().cpu().clone()
-        return full
+    def _partitions(self) -> dict[str, Fragment]:
+        """Return views of ZeRO-3's partitions: equal parts of each weight in a row, the last filled up."""
+        optimizer, found = self._engine.optimizer, {}
+        names = {id(weight): name for name, weight in self._trained.items()}
+        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+            parts = flat.detach().split([weight.partition_numel() for weight in group])
+            for weight, part in zip(group, parts, strict=True):
+                start = dist.get_rank() * len(part)
+                if start < weight.ds_numel:
+                    found[names[id(weight)]] = Fragment(start, part[: weight.ds_numel - start])
+        return found
 
     def snapshot(self) -> Files:
         """Return copies of this rank's shards, as DeepSpeed would write them."""

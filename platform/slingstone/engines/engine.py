@@ -1,6 +1,5 @@
 """What an engine offers beyond `trainer.Engine`, to save and load shard by shard; and the engine in plain torch."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,23 +8,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slingstone.config import Optimizer, Runtime
+from slingstone.engines.masters import part_of_rank
 from slingstone.engines.shards import Files, copied, read
+from slingstone.step.ema import Fragment
 from slingstone.step.trainer import Engine
 
 
 class ShardedEngine(Engine, Protocol):
     """An engine whose weights and optimizer may be spread over ranks. Every method here is a collective."""
-
-    sharded: bool
-    """Whether `named_parameters` yields this rank's shards rather than whole weights."""
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each trained weight, or this rank's flat shard of it; writing into the tensor changes the weight."""
-        ...
-
-    def full_weights(self) -> dict[str, Tensor]:
-        """Return the whole state dict on every rank, copied to the CPU."""
-        ...
 
     def snapshot(self) -> Files:
         """Return copies, in host memory, of this rank's part of weights, optimizer and learning-rate position."""
@@ -81,13 +71,13 @@ def _average_over_ranks(gradients: list[Tensor]) -> None:
 class TorchEngine:
     """Plain data parallelism: the whole optimizer on every rank. In bf16 it steps fp32 copies of the weights."""
 
-    sharded = False
-
     def __init__(self, module: nn.Module, optimizer: Optimizer, precision: str, max_grad_norm: float) -> None:
-        self.masters = [p.detach().float().clone() if precision == "bf16" else p for p in trained(module)]
+        masters = [p.detach().float().clone() if precision == "bf16" else p for p in trained(module).values()]
         self.module = module.to(torch.bfloat16) if precision == "bf16" else module
-        self.weights = trained(self.module)
-        self.optimizer, self.schedule = torch_optimizer(self.masters, optimizer)
+        weights = trained(self.module)
+        self._weights, self._masters = list(weights.values()), masters
+        self._names = list(weights)
+        self.optimizer, self.schedule = torch_optimizer(masters, optimizer)
         self.max_grad_norm = max_grad_norm
 
     def __call__(self, *args: Any) -> Tensor:
@@ -97,7 +87,7 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients, in fp32."""
         loss.backward()
-        for master, weight in zip(self.masters, self.weights, strict=True):
+        for master, weight in zip(self._masters, self._weights, strict=True):
             if master is not weight and weight.grad is not None:
                 gradient = weight.grad.float()
                 master.grad = gradient if master.grad is None else master.grad + gradient
@@ -105,36 +95,33 @@ class TorchEngine:
 
     def step(self) -> float:
         """Average over ranks, clip, update; return the norm before clipping."""
-        for master in self.masters:
+        for master in self._masters:
             master.grad = torch.zeros_like(master) if master.grad is None else master.grad
-        _average_over_ranks([master.grad for master in self.masters if master.grad is not None])
-        norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+        _average_over_ranks([master.grad for master in self._masters if master.grad is not None])
+        norm = nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for master, weight in zip(self.masters, self.weights, strict=True):
+            for master, weight in zip(self._masters, self._weights, strict=True):
                 if master is not weight:
                     weight.copy_(master)
         return float(norm)
 
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the whole weights."""
-        return ((name, weight) for name, weight in self.module.named_parameters() if weight.requires_grad)
+    def masters(self) -> dict[str, Fragment]:
+        """Return this rank's part of what all ranks hold."""
+        return part_of_rank(zip(self._names, self._masters, strict=True))
 
-    def full_weights(self) -> dict[str, Tensor]:
-        """Return the state dict."""
-        return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
-
-    def _own_masters(self) -> list[Tensor]:
-        """Return the fp32 copies; in fp32 the weights are their own masters."""
-        return [master for master, weight in zip(self.masters, self.weights, strict=True) if master is not weight]
+    def _copies(self) -> dict[str, Tensor]:
+        """Return the fp32 copies by name; in fp32 the weights are their own masters."""
+        all_three = zip(self._names, self._masters, self._weights, strict=True)
+        return {name: master for name, master, weight in all_three if master is not weight}
 
     def snapshot(self) -> Files:
         """Return one file, on rank 0: every rank holds the same."""
         if dist.is_initialized() and dist.get_rank() > 0:
             return {}
-        state = {"module": self.module.state_dict(), "masters": self._own_masters()}
+        state = {"module": self.module.state_dict(), "masters": self._copies()}
         state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.last_epoch}
         return {"torch_engine.pt": copied(state)}
 
@@ -143,12 +130,12 @@ class TorchEngine:
         state = read(directory / "torch_engine.pt")
         self.module.load_state_dict(state["module"])
         with torch.no_grad():
-            for master, saved in zip(self._own_masters(), state["masters"], strict=True):
-                master.copy_(saved)
+            for name, master in self._copies().items():
+                master.copy_(state["masters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]
 
 
-def trained(module: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that are trained."""
-    return [weight for weight in module.parameters() if weight.requires_grad]
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that are trained, by name."""
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}

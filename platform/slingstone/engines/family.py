@@ -1,4 +1,4 @@
-"""The networks of an experiment, in the precision in which the engines run them."""
+"""The networks of an experiment, unrounded and in the precision in which the engines run them."""
 
 import torch
 
@@ -9,9 +9,9 @@ from slingstone.networks.protocol import DTYPES, ModelFamily
 
 
 def load_family(experiment: Experiment, device: torch.device) -> ModelFamily:
-    """Return the networks of a run, the reference in the precision in which the engines will run the others."""
+    """Return the networks of a run as their checkpoints have them, in fp32."""
     models, lora = experiment.models, experiment.models.lora
-    family = load(
+    return load(
         models.reference,
         models.generator,
         models.assistant,
@@ -23,7 +23,13 @@ def load_family(experiment: Experiment, device: torch.device) -> ModelFamily:
         lora=lora and Adapter(lora.rank, float(lora.alpha or lora.rank), lora.target_modules),
         device=device,
     )
-    # The divergence takes the small difference of assistant and reference: both must round alike.
-    for part in (family.reference, *((family.generator, family.assistant) if lora else ())):
+
+
+def round_frozen(family: ModelFamily, experiment: Experiment) -> None:
+    """Convert what is frozen to the precision in which the engines will run what is trained, in place.
+
+    The divergence takes the small difference of assistant and reference: both must round alike.
+    """
+    adapted = (family.generator, family.assistant) if experiment.models.lora else ()
+    for part in (family.reference, *adapted):
         cast_frozen(part, DTYPES[experiment.runtime.precision])
-    return family

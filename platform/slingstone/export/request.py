@@ -51,9 +51,7 @@ def export(request: Request, say: Callable[[str], None]) -> ModelFamily:
         there = ", ".join(names) or "none"
         raise ValueError(f"run {str(request.directory)!r} has no checkpoint {name}; there is {there}")
     say(f"exporting {request.weights} weights of checkpoint {name}")
-    # In fp32 whatever the run's precision was: the file's precision is another matter.
-    runtime = experiment.runtime.model_copy(update={"precision": "fp32"})
-    family = load_family(experiment.model_copy(update={"runtime": runtime}), torch.device("cpu"))
+    family = load_family(experiment, torch.device("cpu"))
     shapes = {name: weight.shape for name, weight in family.generator.named_parameters() if weight.requires_grad}
     with store.opened(name) as checkpoint:
         manifest = read_manifest(store, name)

@@ -89,9 +89,8 @@ def _replicated(weights: int, runtime: Runtime) -> EngineBytes:
 
 
 def average_bytes(weights: int, runtime: Runtime) -> int:
-    """Return what the generator's fp32 average takes on one device."""
-    sharded = runtime.engine == "deepspeed" and runtime.zero_stage == 3
-    return 4 * (-(-weights // runtime.num_workers) if sharded else weights)
+    """Return what one rank's part of the generator's fp32 average takes, where the optimizer's fp32 copies lie."""
+    return 4 * -(-weights // runtime.num_workers)
 
 
 def number_bytes(runtime: Runtime) -> int:

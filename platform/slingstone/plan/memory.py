@@ -57,7 +57,7 @@ class Estimate:
         resting: there all the time.
         moments: beyond them, the most of each phase of a step; phases follow each other. Where gradients arrive while
             the graph is freed, both count in full: an upper bound.
-        host: in host memory, for offloaded optimizers.
+        host: in host memory, for offloaded optimizers and the average beside them.
     """
 
     resting: dict[str, int]
@@ -82,23 +82,27 @@ def estimate(experiment: Experiment, known: Sizes) -> Estimate:
     frozen = number_bytes(experiment.runtime) * known.network
     trains = "adapters" if models.lora else "generator, assistant"
     bf16_decoder = models.reward_decoder_precision == "bf16" and models.reward_decoder is None
+    # Over a rounded base it has an unrounded one of its own.
+    alone = known.network if models.lora and experiment.runtime.precision == "bf16" else 0
+    average, offloaded = average_bytes(known.trained, experiment.runtime), experiment.runtime.offload == "cpu"
     resting = {
         f"weights: {trains}": 2 * engine.weights,
         **({"weights: bases of their own": frozen * own} if (own := own_bases(experiment)) else {}),
         "weights: reference": frozen,
-        "weights: evaluated generator": 4 * known.trained,  # what it does not share is in fp32
+        "weights: evaluated generator": 4 * (known.trained + alone),  # what it does not share is in fp32
         "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
         "weights: text encoders": 0 if known.ahead(experiment) else 4 * known.text,
         "optimizer states": 2 * engine.optimizer,
         "gradients and buffers": 2 * engine.kept,
-        "average (EMA)": average_bytes(known.trained, experiment.runtime),
+        "average (EMA)": 0 if offloaded else average,
     }
     moments = {
         "activations of a generator step": score_phase_bytes(experiment, one) + engine.gathered,
         "backward pass and its gradients": batch * one.trained.peak + engine.gathered + engine.backward,
         "optimizer's step": engine.update,
     }
-    return Estimate(resting, moments, 2 * engine.host + engine.host_update)
+    host = 2 * engine.host + engine.host_update + (average if offloaded else 0)
+    return Estimate(resting, moments, host)
 
 
 def score_phase_bytes(experiment: Experiment, one: Activations) -> int:

@@ -20,7 +20,7 @@ from slingstone.objectives.diffusion import at_least_fp32, diffuse
 from slingstone.objectives.divergence import Divergence, ScoreNetworks, divergence_gradient
 from slingstone.objectives.finite import cleaned, kept_mean
 from slingstone.objectives.reward import decoder_vjp
-from slingstone.step.ema import ExponentialMovingAverage, NamedParameters
+from slingstone.step.ema import ExponentialMovingAverage, Fragment
 from slingstone.step.panel import PendingReward, RewardPanel
 
 
@@ -40,6 +40,10 @@ class Engine(Protocol):
 
     def step(self) -> float:
         """Clip, update, zero the gradients, advance the learning rate; return the gradient norm before clipping."""
+        ...
+
+    def masters(self) -> Mapping[str, Fragment]:
+        """Return views of the unrounded weights that this rank owns; see `ema.Masters`."""
         ...
 
 
@@ -89,7 +93,6 @@ class Trainer:
         prompts: endless batches of `settings.batch_size` prompts, different on each rank.
         settings: the numbers.
         rng: source of all randomness of this rank, on the device where the networks run.
-        generator_parameters: what the EMA averages; by default `family.generator.named_parameters`.
     """
 
     def __init__(
@@ -101,7 +104,6 @@ class Trainer:
         prompts: Iterator[Sequence[str]],
         settings: StepSettings,
         rng: torch.Generator,
-        generator_parameters: NamedParameters | None = None,
     ) -> None:
         for name, span in (("generator", settings.generator_timesteps), ("assistant", settings.assistant_timesteps)):
             if not 0 <= span.low <= span.high < len(family.schedule):
@@ -115,9 +117,7 @@ class Trainer:
         self.prompts = prompts
         self.settings = settings
         self.rng = rng
-        self.ema = ExponentialMovingAverage(
-            generator_parameters or family.generator.named_parameters, settings.ema_half_life_images
-        )
+        self.ema = ExponentialMovingAverage(generator.masters, settings.ema_half_life_images)
         self.images = 0
 
     def step(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """From an experiment to the objects of one rank: networks, engines, rewards, trainer, measurement."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import nn
 from slingstone.checkpoints.state import State
 from slingstone.config import EMBEDDINGS_LIMIT, KL, Experiment, Objective, Optimizer, PseudoHuber
 from slingstone.engines.engine import ShardedEngine, build_engine
-from slingstone.engines.family import load_family
+from slingstone.engines.family import load_family, round_frozen
+from slingstone.engines.masters import gather
 from slingstone.networks.adapters import sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.embeddings import EmbeddingStore, fingerprint, stored_bytes
@@ -30,13 +32,21 @@ from slingstone.worker.rewards import clients, panel
 class Parts:
     """What one rank trains and measures with.
 
-    `averaged` is a generator of its own for evaluation and export, and starts as the initial one.
+    Attributes:
+        averaged: a generator of its own in fp32, the initial one until `average` is called. What is evaluated, exported
+            and registered is this.
     """
 
     trainer: Trainer
     state: State
     averaged: nn.Module
     measure: Measure
+
+    def average(self) -> None:
+        """Put the trainer's average, unrounded, into `averaged`; a collective."""
+        trained = {name for name, weight in self.trainer.generator.module.named_parameters() if weight.requires_grad}
+        weights = {name: weight for name, weight in self.averaged.named_parameters() if name in trained}
+        gather(self.trainer.ema.fragments, weights)
 
 
 def assemble(assignment: Assignment, rank: int, world: int, device: torch.device) -> Parts:
@@ -45,9 +55,12 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
     models, training = experiment.models, experiment.training
     torch.manual_seed(experiment.seed)
     family = load_family(experiment, device)
+    # Before any weight is rounded, the frozen ones too.
+    alone = experiment.runtime.precision != "fp32"
+    averaged = (copy.deepcopy if alone else sharing_copy)(family.generator).requires_grad_(False).eval()
+    round_frozen(family, experiment)
     texts = read_prompts(experiment.data.prompts, experiment.data.column)
     encoder = text_encoder(experiment, family, texts, rank, world)
-    averaged = sharing_copy(family.generator).requires_grad_(False).eval()
 
     def engine(network: nn.Module, optimizer: Optimizer) -> ShardedEngine:
         return build_engine(trained_part(network), optimizer, experiment.runtime, training.max_grad_norm)
@@ -71,7 +84,6 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
         prompts=prompts,
         settings=step_settings(experiment, world),
         rng=torch.Generator(device).manual_seed(experiment.seed * 65537 + rank),
-        generator_parameters=generator.named_parameters,
     )
     state = State(trainer, {"generator": generator, "assistant": assistant}, prompts, rank)
     measure = Measure(experiment.evaluation, family, judges, Path(assignment.directory) / "evaluation", rank, world)

@@ -14,11 +14,10 @@ import torch.distributed as dist
 from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.saving import Checkpoints
-from slingstone.checkpoints.state import averaged_weights
 from slingstone.checkpoints.store import open_store
 from slingstone.config import flatten
 from slingstone.evaluation.table import numbers
-from slingstone.worker.assembly import Parts, assemble
+from slingstone.worker.assembly import assemble
 from slingstone.worker.assignment import Assignment
 from slingstone.worker.guard import HackingGuard
 from slingstone.worker.reporter import Reporter
@@ -57,7 +56,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         saved.advance()
         stopping = _any_rank(reporter.stopping())
         if _crossed(experiment.training.grid_every_images, before, images):
-            _average(parts)
+            parts.average()
             found = parts.measure.short(parts.averaged)
             reporter.found("training", found, images)
             ray.train.report({"images": images, **numbers(found)})
@@ -72,7 +71,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
             saved.finish()
             return {}
     guard.finish()
-    _average(parts)
+    parts.average()
     results["aligned"] = parts.measure.aligned(parts.averaged)
     reporter.found("aligned", results["aligned"], parts.trainer.images)
     if experiment.evaluation.reference is not None:
@@ -117,8 +116,3 @@ def _score(name: str | None, summary: Mapping[str, Any] | None) -> float | None:
             f"training.keep_best = {name!r}: evaluations find {', '.join(sorted(found))}; name one of them"
         )
     return found[name]
-
-
-def _average(parts: Parts) -> None:
-    weights = averaged_weights(parts.trainer, parts.state.engines["generator"])
-    parts.averaged.load_state_dict(weights, strict=False)

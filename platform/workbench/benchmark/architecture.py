@@ -165,7 +165,7 @@ def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Run
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
     rng = torch.Generator(next(family.reference.parameters()).device).manual_seed(0)
     prompts, panel = repeat([""] * batch), RewardPanel([reward])
-    return Trainer(family, generator, assistant, panel, prompts, settings, rng, generator.named_parameters)
+    return Trainer(family, generator, assistant, panel, prompts, settings, rng)
 
 
 class _Conditions:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from reward_services import models
 from slingstone.config import Experiment, Optimizer, load
-from slingstone.engines.family import load_family
+from slingstone.engines.family import load_family, round_frozen
+from slingstone.engines.masters import part_of_rank
 from slingstone.objectives.denoising import denoising_loss
 from slingstone.objectives.diffusion import diffuse
 from slingstone.objectives.divergence import ScoreNetworks, divergence_gradient
@@ -58,6 +59,7 @@ class PlainLoop:
         device = torch.device("cuda" if experiment.runtime.use_gpu else "cpu")
         self.settings = step_settings(experiment, world=1)
         self.family = load_family(experiment, device)
+        round_frozen(self.family, experiment)
         self.rewards = [
             (entry, models.load(entry.spec.model_copy(update={"device": str(device)})))
             for entry in experiment.rewards.services
@@ -66,7 +68,8 @@ class PlainLoop:
         training = experiment.training
         self._generator = _Descent(self.family.generator, training.generator_optimizer, training.max_grad_norm)
         self._assistant = _Descent(self.family.assistant, training.assistant_optimizer, training.max_grad_norm)
-        self._ema = ExponentialMovingAverage(self.family.generator.named_parameters, training.ema_half_life_images)
+        weights = dict(self.family.generator.named_parameters())
+        self._ema = ExponentialMovingAverage(lambda: part_of_rank(weights.items()), training.ema_half_life_images)
         self._all_prompts = read_prompts(experiment.data.prompts, experiment.data.column)
         self._prompts = PromptSampler(self._all_prompts, training.batch_size, seed=experiment.seed)
         self._rng = torch.Generator(device).manual_seed(experiment.seed * 65537)
