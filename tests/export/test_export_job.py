@@ -56,7 +56,7 @@ def trained(run: Experiment) -> tuple[Path, dict[str, torch.Tensor]]:
     with store.part(facts.name) as part:
         files = write(parts.state.snapshot(), part)
     store.publish(facts.name, Manifest(facts, files).to_json())
-    family, pictures = parts.trainer.family, {}
+    family, pictures = parts.measure.family, {}
     generator = parts.trainer.generator
     for kind, part in (("ema", parts.trainer.ema.fragments), ("raw", generator.masters())):
         parts.averaged.load_state_dict(whole(generator.module, part), strict=False)
