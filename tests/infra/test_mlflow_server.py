@@ -94,7 +94,7 @@ def read(script: str, *arguments: str, cwd: Path) -> dict[str, Any]:
 
 
 def test_what_a_run_logs_comes_back_from_the_server(server, tmp_path):
-    logged = tracking.create_run(server.uri, "slingstone", "micro", {"seed": "0"}, {}, None)
+    logged = tracking.create_run(server.uri, "slingstone", "micro", {"seed": "0"}, {}, tmp_path)
     for images in (8, 16, 24):
         logged.metrics({"loss/assistant": 1 / images}, images)
     (tmp_path / "summary.json").write_text('{"images": 24}')
