@@ -5,13 +5,14 @@ alone, so that the gradient of the sum of scores holds every picture's own gradi
 it is a `RewardError` that names the reward.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
+
+from reward_services.unicode import HALF_PAIR
 
 PIXEL_TOLERANCE = 1e-3
 """How far outside [0, 1] a pixel may lie: a quarter of an 8-bit step, for those who compute in half precision."""
@@ -118,7 +119,7 @@ def check_request(reward: str, images: object, prompts: object, tolerance: float
     blank = [index for index, prompt in enumerate(prompts) if not prompt.strip()]
     if blank:
         raise refuse(f"prompts[{blank[0]}] is empty: a reward judges a picture against its prompt")
-    torn = [index for index, prompt in enumerate(prompts) if re.search("[\ud800-\udfff]", prompt)]
+    torn = [index for index, prompt in enumerate(prompts) if HALF_PAIR.search(prompt)]
     if torn:
         raise refuse(
             f"prompts[{torn[0]}] has half of a surrogate pair, so it is no Unicode text: send whole characters"

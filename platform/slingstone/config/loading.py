@@ -1,7 +1,6 @@
 """From a YAML file and dotted overrides to an Experiment, or to one message that names every mistake."""
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from reward_services.unicode import HALF_PAIR
 from slingstone.config.experiment import Experiment
 from slingstone.config.tree import Section
 
@@ -70,7 +70,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         text = super().construct_scalar(node)
-        if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+        if isinstance(text, str) and HALF_PAIR.search(text):
             raise yaml.constructor.ConstructorError(None, None, "half of a surrogate pair is no text", node.start_mark)
         return text
 

@@ -72,12 +72,13 @@ class TorchEngine:
     """Plain data parallelism: the whole optimizer on every rank. In bf16 it steps fp32 copies of the weights."""
 
     def __init__(self, module: nn.Module, optimizer: Optimizer, precision: str, max_grad_norm: float) -> None:
-        masters = [p.detach().float().clone() if precision == "bf16" else p for p in trained(module).values()]
-        self.module = module.to(torch.bfloat16) if precision == "bf16" else module
-        weights = trained(self.module)
-        self._weights, self._masters = list(weights.values()), masters
-        self._names = list(weights)
-        self.optimizer, self.schedule = torch_optimizer(masters, optimizer)
+        rounded = precision == "bf16"
+        self._masters: dict[str, Tensor] = {
+            name: weight.detach().float().clone() if rounded else weight for name, weight in trained(module).items()
+        }
+        self.module = module.to(torch.bfloat16) if rounded else module
+        self._weights = trained(self.module)
+        self.optimizer, self.schedule = torch_optimizer(list(self._masters.values()), optimizer)
         self.max_grad_norm = max_grad_norm
 
     def __call__(self, *args: Any) -> Tensor:
@@ -87,35 +88,35 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients, in fp32."""
         loss.backward()
-        for master, weight in zip(self._masters, self._weights, strict=True):
-            if master is not weight and weight.grad is not None:
+        for name, master in self._copies().items():
+            weight = self._weights[name]
+            if weight.grad is not None:
                 gradient = weight.grad.float()
                 master.grad = gradient if master.grad is None else master.grad + gradient
                 weight.grad = None
 
     def step(self) -> float:
         """Average over ranks, clip, update; return the norm before clipping."""
-        for master in self._masters:
+        masters = list(self._masters.values())
+        for master in masters:
             master.grad = torch.zeros_like(master) if master.grad is None else master.grad
-        _average_over_ranks([master.grad for master in self._masters if master.grad is not None])
-        norm = nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
+        _average_over_ranks([master.grad for master in masters if master.grad is not None])
+        norm = nn.utils.clip_grad_norm_(masters, self.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for master, weight in zip(self._masters, self._weights, strict=True):
-                if master is not weight:
-                    weight.copy_(master)
+            for name, master in self._copies().items():
+                self._weights[name].copy_(master)
         return float(norm)
 
     def masters(self) -> dict[str, Fragment]:
         """Return this rank's part of what all ranks hold."""
-        return part_of_rank(zip(self._names, self._masters, strict=True))
+        return part_of_rank(self._masters.items())
 
     def _copies(self) -> dict[str, Tensor]:
         """Return the fp32 copies by name; in fp32 the weights are their own masters."""
-        all_three = zip(self._names, self._masters, self._weights, strict=True)
-        return {name: master for name, master, weight in all_three if master is not weight}
+        return {name: master for name, master in self._masters.items() if master is not self._weights[name]}
 
     def snapshot(self) -> Files:
         """Return one file, on rank 0: every rank holds the same."""

@@ -11,6 +11,7 @@ import torch
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.store import open_store, read_manifest
 from slingstone.config import Experiment, load, paths
+from slingstone.engines.engine import trained
 from slingstone.engines.family import load_family
 from slingstone.engines.saved_weights import Weights, saved_weights
 from slingstone.export.model_card import Provenance, model_card
@@ -52,7 +53,7 @@ def export(request: Request, say: Callable[[str], None]) -> ModelFamily:
         raise ValueError(f"run {str(request.directory)!r} has no checkpoint {name}; there is {there}")
     say(f"exporting {request.weights} weights of checkpoint {name}")
     family = load_family(experiment, torch.device("cpu"))
-    shapes = {name: weight.shape for name, weight in family.generator.named_parameters() if weight.requires_grad}
+    shapes = {name: weight.shape for name, weight in trained(family.generator).items()}
     with store.opened(name) as checkpoint:
         manifest = read_manifest(store, name)
         manifest.check(checkpoint, sorted(manifest.files))

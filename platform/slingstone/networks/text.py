@@ -146,8 +146,7 @@ class PixArtTextEncoder(PromptEncoder):
 
     def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return the conditions of some prompts."""
-        plain = [prompt.lower().strip() for prompt in prompts]
-        words = _t5_tokens(self.tokenizer, self.model, plain, self.tokens)
+        words = _t5_tokens(self.tokenizer, self.model, [pixart_text(prompt) for prompt in prompts], self.tokens)
         text = self.model(words.input_ids, attention_mask=words.attention_mask)[0]
         return {
             "text": text,
@@ -193,6 +192,11 @@ class Sd3TextEncoder(PromptEncoder):
             "text": torch.cat([filled, long], dim=1),
             "pooled": torch.cat([first.text_embeds, second.text_embeds], dim=-1),
         }
+
+
+def pixart_text(prompt: str) -> str:
+    """Return a prompt as PixArt's encoder reads it."""
+    return prompt.lower().strip()
 
 
 def clip_length(tokenizer: CLIPTokenizer, positions: int) -> int:

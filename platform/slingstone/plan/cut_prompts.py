@@ -92,7 +92,7 @@ def _windows(directory: Path) -> Iterator[tuple[str, Any]]:
     from transformers import CLIPTokenizer, T5Tokenizer
 
     from reward_services.models.windows import Window
-    from slingstone.networks.text import PIXART_TOKENS, SD3_T5_TOKENS, clip_length
+    from slingstone.networks.text import PIXART_TOKENS, SD3_T5_TOKENS, clip_length, pixart_text
 
     index = json.loads((directory / "model_index.json").read_text())
     t5_tokens = {"PixArtAlphaPipeline": PIXART_TOKENS, "StableDiffusion3Pipeline": SD3_T5_TOKENS}
@@ -105,6 +105,5 @@ def _windows(directory: Path) -> Iterator[tuple[str, Any]]:
             tokenizer = CLIPTokenizer.from_pretrained(directory / name)
             yield encoder, Window(tokenizer, clip_length(tokenizer, described["max_position_embeddings"]))
         elif index["_class_name"] in t5_tokens:
-            lower = index["_class_name"] == "PixArtAlphaPipeline"
-            clean = (lambda prompt: prompt.lower().strip()) if lower else str
+            clean = pixart_text if index["_class_name"] == "PixArtAlphaPipeline" else str
             yield encoder, Window(T5Tokenizer.from_pretrained(directory / name), t5_tokens[index["_class_name"]], clean)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from reward_services.unicode import HALF_PAIR
 from slingstone.prompts.datasets import dataset_files
 
 COLUMN = "prompt"
@@ -217,6 +218,6 @@ def _prompt(place: str, cell: Any) -> str:
 
 def _unicode(place: str, text: str) -> str:
     """Return a text that can be written and sent, as one with half of a surrogate pair (JSON's `\\ud83d`) cannot."""
-    if torn := re.search("[\ud800-\udfff]", text):
+    if torn := HALF_PAIR.search(text):
         raise ValueError(f"has half of a character, {torn[0]!a}, in {place}; write the whole or remove it")
     return text

@@ -11,7 +11,7 @@ from torch import nn
 
 from slingstone.checkpoints.state import State
 from slingstone.config import EMBEDDINGS_LIMIT, KL, Experiment, Objective, Optimizer, PseudoHuber
-from slingstone.engines.engine import ShardedEngine, build_engine
+from slingstone.engines.engine import ShardedEngine, build_engine, trained
 from slingstone.engines.family import load_family, round_frozen
 from slingstone.engines.masters import gather
 from slingstone.networks.adapters import sharing_copy, trained_part
@@ -44,8 +44,8 @@ class Parts:
 
     def average(self) -> None:
         """Put the trainer's average, unrounded, into `averaged`; a collective."""
-        trained = {name for name, weight in self.trainer.generator.module.named_parameters() if weight.requires_grad}
-        weights = {name: weight for name, weight in self.averaged.named_parameters() if name in trained}
+        names = trained(self.trainer.generator.module)
+        weights = {name: weight for name, weight in self.averaged.named_parameters() if name in names}
         gather(self.trainer.ema.fragments, weights)
 
 
@@ -102,19 +102,21 @@ def text_encoder(
     evaluated = family.text_encoder
     assert isinstance(evaluated, PromptEncoder)
     dtype = DTYPES[experiment.runtime.precision]
-    trained = evaluated.rounding(dtype)
-    if experiment.models.keep_text_encoder or stored_bytes(trained.encode([""]), dtype) * len(texts) > EMBEDDINGS_LIMIT:
-        return trained
+    rounding = evaluated.rounding(dtype)
+    if experiment.models.keep_text_encoder:
+        return rounding
+    if stored_bytes(rounding.null(1), dtype) * len(set(texts)) > EMBEDDINGS_LIMIT:
+        return rounding
     directory, name = Path(experiment.storage) / "embeddings", fingerprint(evaluated)
     held = ["", *held_out(experiment.evaluation)]
-    for encoder, precision, prompts in ((evaluated, torch.float32, held), (trained, dtype, ["", *texts])):
+    for encoder, precision, prompts in ((evaluated, torch.float32, held), (rounding, dtype, ["", *texts])):
         store = EmbeddingStore(directory, name, precision, prompts)
         store.fill(encoder.encode, rank, world)
         encoder.read_from(store)
     if dist.is_initialized():
         dist.barrier()
     evaluated.cpu()
-    return trained
+    return rounding
 
 
 def step_settings(experiment: Experiment, world: int) -> StepSettings:

@@ -1,6 +1,5 @@
 """Studies of claims: their settings, and the runs that they need, each once. Imports neither torch nor ray."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from slingstone.compare.contents import digest
 from slingstone.config import Experiment, flatten, load, paths
 from slingstone.config.contradictions import Contradiction
 from slingstone.config.experiment import ALWAYS_MEASURED, measured
@@ -154,7 +154,7 @@ def prepare(claims: Claims) -> Plan:
 def _digest(experiment: Experiment) -> str:
     """Return what is the same for runs that compute the same; names and places do not count."""
     told = {key: value for key, value in flatten(experiment).items() if key not in ("name", "storage")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
+    return digest(told)
 
 
 def _check_metrics(claims: Claims, experiment: Experiment) -> None:
