@@ -79,9 +79,9 @@ class Batcher:
             self._worker = loop.create_task(self._work())
         return await request.future
 
-    async def alone(self, compute: Compute, images: np.ndarray, prompts: list[str]) -> Result:
-        """Compute once in the same thread, after the pass under way and by itself."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, compute, images, prompts)
+    async def alone(self, work: Callable[[], object]) -> None:
+        """Do some work once in the same thread, after the pass under way and by itself."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _work(self) -> None:
         """Compute until nobody waits."""

@@ -21,12 +21,12 @@ from reward_services.gradient import differentiable as differentiable
 from reward_services.gradient import score_and_gradient
 from reward_services.pending import Answer, FullQueue, LazyReward, LostRequest, retried
 from reward_services.protocol import (
-    InvalidRequestError,
     PendingReward,
     RewardError,
     RewardFailedError,
     RewardModel,
     RewardUnavailableError,
+    check_request,
     in_a_line,
 )
 
@@ -48,14 +48,14 @@ class InProcessClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Return the request; it is computed when its result is asked for."""
+        check_request(self.name, images, prompts)
         pixels, asked = images.detach().to(torch.promote_types(images.dtype, torch.float32)), list(prompts)
 
         def find() -> tuple[Tensor, Tensor]:
-            if len(asked) != len(pixels):
-                reason = f"{len(asked)} prompts for {len(pixels)} pictures: send one a picture"
-                raise InvalidRequestError(self.name, reason)
             try:
-                return score_and_gradient(self.model, pixels, asked)
+                return score_and_gradient(self.model, pixels, asked, self.name)
+            except RewardError:
+                raise
             except Exception as error:
                 raise RewardFailedError(self.name, f"{type(error).__name__}: {error}") from error
 
@@ -104,13 +104,14 @@ class ServeClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
+        check_request(self.name, images, prompts, self._prepared)
         reference = self._store.put(images)
         arguments = (reference, list(prompts), *((True,) if self._prepared else ()))
 
         def send() -> _ServeResponse:
             return _ServeResponse(self.name, self._handle.score_and_gradient.remote(*arguments))
 
-        return retried(self.name, send, self._deadline_s, images.device)
+        return retried(self.name, send, self._deadline_s, images)
 
     def describe(self) -> dict[str, Any]:
         """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,6 @@ from reward_services.metrics import ServiceMetrics
 from reward_services.models import load
 from reward_services.prepared import Preprocessed, on_inputs
 from reward_services.protocol import (
-    OVERSHOOT,
-    PIXEL_TOLERANCE,
     InvalidRequestError,
     RewardError,
     RewardFailedError,
@@ -61,9 +60,8 @@ class RewardService:
             self._judge, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._metrics.passed
         )
         self._test: asyncio.Task[None] | None = None
-        # A model that cannot judge its test picture is not served; this also warms up what is compiled at first use.
-        found = self._judge(self_test.picture(), [self_test.PROMPT])
-        self._test_score = self_test.check(self._spec, *found, found_before=None)
+        # A model that cannot judge its test pictures is not served; this also warms up what is compiled at first use.
+        self._test_score = self_test.start(self._spec, self._model)
         self._described = {
             "spec": self._spec.model_dump(),
             "rule": None if self._rule is None else asdict(self._rule),
@@ -115,14 +113,13 @@ class RewardService:
             test.result()
 
     async def _test_again(self) -> None:
-        found = await self._batcher.alone(self._judge, self_test.picture(), [self_test.PROMPT])
-        self_test.check(self._spec, *found, found_before=self._test_score)
+        await self._batcher.alone(partial(self_test.check, self._spec, self._model, self._test_score))
 
     async def _judge_body(self, body: wire.Request) -> tuple[np.ndarray, np.ndarray]:
         return await self.score_and_gradient(body.images, body.prompts, body.prepared)
 
     def _check(self, images: np.ndarray, prompts: Sequence[str], prepared: bool) -> None:
-        check_request(self._spec.name, images, prompts, OVERSHOOT if prepared else PIXEL_TOLERANCE)
+        check_request(self._spec.name, images, prompts, prepared)
         if not prepared:
             return
         if self._rule is None:
@@ -139,7 +136,7 @@ class RewardService:
     ) -> tuple[np.ndarray, np.ndarray]:
         # Arrays from the object store are read-only and shared with other services: a model gets its own.
         batch = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._spec.device)
-        scores, gradient = score_and_gradient(model or self._model, batch, prompts)
+        scores, gradient = score_and_gradient(model or self._model, batch, prompts, self._spec.name)
         return scores.float().cpu().numpy(), gradient.float().cpu().numpy()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from urllib3.exceptions import HTTPError
 
 from reward_services.pending import Answer, FullQueue, LostRequest, retried
-from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError, in_a_line
+from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError, check_request, in_a_line
 from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, Request, decode_answer, decode_error, encode_request
 
 _CONNECTIONS = 8
@@ -46,13 +46,14 @@ class HttpClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
+        check_request(self.name, images, prompts, self._prepared)
         pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
         request = Request(pixels, list(prompts), self._prepared)
 
         def send() -> Future[Answer]:
             return self._threads.submit(self._post, request)
 
-        return retried(self.name, send, self._deadline_s, images.device)
+        return retried(self.name, send, self._deadline_s, images)
 
     def describe(self) -> dict[str, Any]:
         """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
@@ -64,8 +65,7 @@ class HttpClient:
             raise RewardUnavailableError(self.name, f"{self._url} answers with something else") from error
 
     def _post(self, request: Request) -> Answer:
-        body = self._exchange("POST", encode_request(request))
-        return decode_answer(self.name, body, request.images.shape)
+        return decode_answer(self.name, self._exchange("POST", encode_request(request)))
 
     def _exchange(self, method: str, body: bytes | None = None) -> bytes:
         """Return the body of a successful answer; LostRequest if nobody answered, or somebody else."""

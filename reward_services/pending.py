@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reward_services.protocol import RewardOverloadedError, RewardUnavailableError
+from reward_services.protocol import RewardOverloadedError, RewardUnavailableError, check_answer
 
 Answer = tuple[np.ndarray, np.ndarray]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
@@ -57,7 +57,7 @@ class LazyReward:
         return self._answer
 
 
-def retried(name: str, send: Callable[[], Response], deadline_s: float, device: torch.device) -> LazyReward:
+def retried(name: str, send: Callable[[], Response], deadline_s: float, images: Tensor) -> LazyReward:
     """Send a request now, and again when a replica dies or a queue is full.
 
     By hand: urllib3's Retry counts attempts where there is a deadline here, and does not carry Serve's handles.
@@ -67,13 +67,15 @@ def retried(name: str, send: Callable[[], Response], deadline_s: float, device: 
         send: starts an attempt, without waiting for it.
         deadline_s: how long `result` waits and retries before it raises RewardOverloadedError, if the queue was full
             to the last, or else RewardUnavailableError.
-        device: where the answer is wanted.
+        images: what is judged, on the device where the answer is wanted.
     """
-    first = send()
+    first, shape, device = send(), images.shape, images.device
 
     def find() -> tuple[Tensor, Tensor]:
-        scores, gradient = (torch.from_numpy(np.array(part)) for part in _wait(name, first, send, deadline_s))
-        return scores.to(device), gradient.to(device)
+        answer = _wait(name, first, send, deadline_s)
+        check_answer(name, shape, answer)
+        scores, gradient = (torch.from_numpy(np.array(part)).to(device) for part in answer)
+        return scores, gradient
 
     return LazyReward(find)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reward_services.pending import LazyReward
 from reward_services.preprocess import Preprocess
-from reward_services.protocol import PendingReward, RewardClient, RewardModel
+from reward_services.protocol import PendingReward, RewardClient, RewardModel, check_request
 
 
 @runtime_checkable
@@ -44,6 +44,7 @@ class PreparingClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Preprocess and send RGB pictures in [0, 1] with their prompts; does not wait."""
+        check_request(self.client.name, images, prompts)
         leaf = images.detach().float().requires_grad_(True)
         with torch.enable_grad():
             inputs = self.rule.fitted(leaf)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import jaxtyping
 import numpy as np
 import pytest
 import ray.exceptions
@@ -17,12 +18,17 @@ from reward_services.client import (
     ServeClient,
     differentiable,
 )
+from reward_services.http_client import HttpClient
+from reward_services.prepared import PreparingClient
+from reward_services.preprocess import hps_preprocess
 from reward_services.protocol import (
     InvalidRequestError,
+    RewardClient,
     RewardFailedError,
     RewardOverloadedError,
     RewardUnavailableError,
 )
+from tests.reward_services.test_protocol import BAD
 
 
 class Quadratic(nn.Module):
@@ -178,6 +184,13 @@ def _answer(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return scores, gradient
 
 
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (3, 3), ()])
+def test_an_answer_of_another_shape_is_an_error_and_no_gradient(serve, images: Tensor, shape: tuple[int, ...]):
+    serve((np.zeros(shape, np.float32), images.numpy()))
+    with pytest.raises(RewardFailedError, match=r"reward 'fake': the answer to pictures of shape \(3, 3, 4, 5\) has"):
+        _client().submit(images, PROMPTS).result()
+
+
 def _died() -> Exception:
     return ray.exceptions.ActorDiedError()
 
@@ -285,6 +298,29 @@ def test_a_reward_that_is_deleted_is_an_error_at_once(serve, images: Tensor):
 def test_a_reward_that_is_not_deployed_is_an_error_before_any_request(serve):
     with pytest.raises(RewardUnavailableError, match="reward 'absent': no Serve application 'reward-absent'"):
         ServeClient("absent")
+
+
+WAYS: dict[str, Callable[[], RewardClient]] = {
+    "in process": lambda: InProcessClient(Quadratic(), "fake"),
+    "serve": lambda: ServeClient("fake", store=_store()),
+    "http": lambda: HttpClient("http://127.0.0.1:1", "fake", deadline_s=0.1),
+    "prepared": lambda: PreparingClient(InProcessClient(Quadratic(), "fake"), hps_preprocess(4, "exact")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", BAD.keys() - {"double precision"})  # which is converted
+def test_what_the_service_refuses_is_refused_before_it_is_sent_whatever_the_way(
+    serve, monkeypatch: pytest.MonkeyPatch, way: str, case: str
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is outside of tests
+    service = serve(_died())
+    images, prompts, message = BAD[case]
+    given = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        WAYS[way]().submit(given, prompts)
+    assert str(caught.value).startswith("reward 'fake': ")
+    assert not service.sent
 
 
 def _task_error(cause: Exception) -> Exception:

@@ -124,7 +124,7 @@ LOOPBACK = HttpSpec(access="loopback", max_body_mib=len(BODY) / 2**20)
 def test_a_good_request_is_answered_with_what_the_service_says():
     ingress, _ = _ingress(LOOPBACK)
     response = _ask(ingress, "POST", BODY, "127.0.0.1")
-    scores, gradient = wire.decode_answer("hps", bytes(response.body), (2, 3, 2, 2))
+    scores, gradient = wire.decode_answer("hps", bytes(response.body))
     assert scores.tolist() == [0.0, 1.0]
     np.testing.assert_array_equal(gradient, np.ones((2, 3, 2, 2)))
 
@@ -243,6 +243,11 @@ def test_what_the_service_says_is_raised_at_once(server, images: Tensor, kind: t
         ((404, b"Path '/reward-hps' not found."), RewardUnavailableError, "nothing is served at http://"),
         ((307, b""), RewardFailedError, "HTTP status 307"),
         ((200, b"<html>"), RewardFailedError, "the answer cannot be read"),
+        (
+            (200, wire.encode_answer(np.zeros(2, np.float32), np.zeros((2, 3, 31, 44), np.float32))),
+            RewardFailedError,
+            r"the answer to pictures of shape \(3, 3, 31, 44\) has the shapes",
+        ),
     ],
 )
 def test_a_server_of_something_else_is_an_error_at_once(server, images: Tensor, answer, kind, words: str):
