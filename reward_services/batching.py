@@ -1,6 +1,7 @@
 """Requests that wait together are computed together."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 Result = tuple[np.ndarray, np.ndarray]
 Compute = Callable[[np.ndarray, list[str]], Result]
@@ -53,7 +56,7 @@ class Batcher:
             that the event loop keeps answering health checks.
         max_images: most pictures of one pass. A larger request is computed in several.
         wait_s: how long the first request of a pass waits for others while nothing is being computed.
-        observe: is told of every pass that succeeded.
+        observe: is told of every pass that succeeded, after its requests are answered.
     """
 
     compute: Compute
@@ -107,13 +110,10 @@ class Batcher:
         return batch
 
     async def _run(self, batch: list[_Request]) -> None:
-        images = batch[0].images if len(batch) == 1 else np.concatenate([request.images for request in batch])
-        prompts = [prompt for request in batch for prompt in request.prompts]
+        """Give every request of the batch its answer, or an error: nothing may leave a caller waiting."""
         begun = time.monotonic()
         try:
-            scores, gradients = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._in_passes, batch[0].compute, images, prompts
-            )
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answers, batch)
         except Exception as error:
             if len(batch) > 1:  # one bad request must not fail those that happened to share its pass
                 for request in batch:
@@ -121,22 +121,25 @@ class Batcher:
             elif not batch[0].future.done():
                 batch[0].future.set_exception(error)
             return
-        queued_s = tuple(begun - request.arrived for request in batch)
-        self.observe(Pass(len(images), time.monotonic() - begun, queued_s))
-        start = 0
-        for request in batch:
-            end = start + len(request.images)
+        for request, answer in zip(batch, answers, strict=True):
             if not request.future.done():
-                request.future.set_result((scores[start:end], gradients[start:end]))
-            start = end
+                request.future.set_result(answer)
+        num_images, queued_s = sum(len(request.images) for request in batch), [begun - one.arrived for one in batch]
+        try:
+            self.observe(Pass(num_images, time.monotonic() - begun, tuple(queued_s)))
+        except Exception:
+            logger.exception("a pass of %d pictures could not be counted", num_images)
 
-    def _in_passes(self, compute: Compute, images: np.ndarray, prompts: list[str]) -> Result:
-        size = self.max_images
-        passes = [
-            compute(images[start : start + size], prompts[start : start + size])
-            for start in range(0, len(images), size)
-        ]
-        if len(passes) == 1:
-            return passes[0]
-        scores, gradients = zip(*passes, strict=True)
-        return np.concatenate(scores), np.concatenate(gradients)
+    def _answers(self, batch: list[_Request]) -> list[Result]:
+        """Return what each request asked for, computed together in passes."""
+        images = batch[0].images if len(batch) == 1 else np.concatenate([request.images for request in batch])
+        prompts = [prompt for request in batch for prompt in request.prompts]
+        passes = []
+        for start in range(0, len(images), self.max_images):
+            part = slice(start, start + self.max_images)
+            passes.append(batch[0].compute(images[part], prompts[part]))
+        scores, gradients = passes[0] if len(passes) == 1 else map(np.concatenate, zip(*passes, strict=True))
+        if not len(scores) == len(gradients) == len(images):
+            raise ValueError(f"{len(scores)} scores and {len(gradients)} gradients of {len(images)} pictures")
+        ends = np.cumsum([len(request.images) for request in batch])[:-1]
+        return list(zip(np.split(scores, ends), np.split(gradients, ends), strict=True))
