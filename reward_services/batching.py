@@ -13,7 +13,8 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-Result = tuple[np.ndarray, np.ndarray]
+Result = tuple[np.ndarray, ...]
+"""Scores and what else was asked for, each with a row a picture."""
 Compute = Callable[[np.ndarray, list[str]], Result]
 
 
@@ -52,7 +53,7 @@ class Batcher:
     request larger than a batch, lets one request fail its neighbours, and closes a batch when nothing is free.
 
     Attributes:
-        compute: `(images, prompts) -> (scores, gradients)`; runs in one thread of its own, never twice at once, so
+        compute: `(images, prompts)` to a result; runs in one thread of its own, never twice at once, so
             that the event loop keeps answering health checks.
         max_images: most pictures of one pass. A larger request is computed in several.
         wait_s: how long the first request of a pass waits for others while nothing is being computed.
@@ -68,7 +69,7 @@ class Batcher:
     _worker: asyncio.Task[None] | None = None
 
     async def submit(self, images: np.ndarray, prompts: Sequence[str], compute: Compute | None = None) -> Result:
-        """Return the scores and gradients of one request, whatever it was batched with.
+        """Return the result of one request, whatever it was batched with.
 
         Args:
             images: [batch, 3, height, width].
@@ -138,8 +139,8 @@ class Batcher:
         for start in range(0, len(images), self.max_images):
             part = slice(start, start + self.max_images)
             passes.append(batch[0].compute(images[part], prompts[part]))
-        scores, gradients = passes[0] if len(passes) == 1 else map(np.concatenate, zip(*passes, strict=True))
-        if not len(scores) == len(gradients) == len(images):
-            raise ValueError(f"{len(scores)} scores and {len(gradients)} gradients of {len(images)} pictures")
+        parts = passes[0] if len(passes) == 1 else [np.concatenate(pieces) for pieces in zip(*passes, strict=True)]
+        if {len(part) for part in parts} != {len(images)}:
+            raise ValueError(f"the answer to {len(images)} pictures has {[len(part) for part in parts]} rows")
         ends = np.cumsum([len(request.images) for request in batch])[:-1]
-        return list(zip(np.split(scores, ends), np.split(gradients, ends), strict=True))
+        return list(zip(*(np.split(part, ends) for part in parts), strict=True))

@@ -18,10 +18,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from torch import Tensor
 
 from reward_services.gradient import differentiable as differentiable
-from reward_services.gradient import score_and_gradient
-from reward_services.pending import Answer, FullQueue, LazyReward, LostRequest, retried
+from reward_services.gradient import score, score_and_gradient
+from reward_services.pending import Answer, Found, FullQueue, Lazy, LostRequest, Request
 from reward_services.protocol import (
     PendingReward,
+    PendingScores,
     RewardError,
     RewardFailedError,
     RewardModel,
@@ -48,18 +49,25 @@ class InProcessClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Return the request; it is computed when its result is asked for."""
+        return self._lazy(score_and_gradient, images, prompts)
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Return the request for scores alone."""
+        return self._lazy(score, images, prompts)
+
+    def _lazy(self, judge: Callable[..., Found], images: Tensor, prompts: Sequence[str]) -> Lazy[Found]:
         check_request(self.name, images, prompts)
         pixels, asked = images.detach().to(torch.promote_types(images.dtype, torch.float32)), list(prompts)
 
-        def find() -> tuple[Tensor, Tensor]:
+        def find() -> Found:
             try:
-                return score_and_gradient(self.model, pixels, asked, self.name)
+                return judge(self.model, pixels, asked, self.name)
             except RewardError:
                 raise
             except Exception as error:
                 raise RewardFailedError(self.name, f"{type(error).__name__}: {error}") from error
 
-        return LazyReward(find)
+        return Lazy(find)
 
 
 class ImageStore:
@@ -104,14 +112,21 @@ class ServeClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
+        return self._request("score_and_gradient", images, prompts).scores_and_gradient()
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Send them for the scores alone; does not wait."""
+        return self._request("score", images, prompts).scores()
+
+    def _request(self, method: str, images: Tensor, prompts: Sequence[str]) -> Request:
         check_request(self.name, images, prompts, self._prepared)
         reference = self._store.put(images)
         arguments = (reference, list(prompts), *((True,) if self._prepared else ()))
 
         def send() -> _ServeResponse:
-            return _ServeResponse(self.name, self._handle.score_and_gradient.remote(*arguments))
+            return _ServeResponse(self.name, getattr(self._handle, method).remote(*arguments))
 
-        return retried(self.name, send, self._deadline_s, images)
+        return Request(self.name, send, self._deadline_s, images.shape, images.device)
 
     def describe(self) -> dict[str, Any]:
         """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""

@@ -84,8 +84,20 @@ class PendingReward(Protocol):
 
 
 @runtime_checkable
+class PendingScores(Protocol):
+    """Scores on their way."""
+
+    def result(self) -> Float[Tensor, " batch"]:
+        """Wait for and return the scores, fp32; RewardError if they could not be had."""
+        ...
+
+
+@runtime_checkable
 class RewardClient(Protocol):
-    """Asks for a reward without waiting for it, wherever it is computed."""
+    """Asks for a reward without waiting for it, wherever it is computed.
+
+    Both ways of asking raise InvalidRequestError, and send nothing, if the request breaks the contract.
+    """
 
     @property
     def name(self) -> str:
@@ -93,11 +105,11 @@ class RewardClient(Protocol):
         ...
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
-        """Send RGB pictures in [0, 1] and their prompts.
+        """Send RGB pictures in [0, 1] and their prompts, to train on."""
+        ...
 
-        Raises:
-            InvalidRequestError: the request breaks the contract; nothing is sent.
-        """
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Send them for the scores alone: nobody computes or carries a gradient."""
         ...
 
 
@@ -139,7 +151,8 @@ def check_request(reward: str, images: object, prompts: object, prepared: bool =
         raise refuse(
             f"prompts[{torn[0]}] has half of a surrogate pair, so it is no Unicode text: send whole characters"
         )
-    low, high = float(images.min()), float(images.max())
+    pixels = images.detach() if isinstance(images, Tensor) else images
+    low, high = float(pixels.min()), float(pixels.max())
     tolerance = OVERSHOOT if prepared else PIXEL_TOLERANCE
     if not (low >= -tolerance and high <= 1 + tolerance):  # also refuses NaN
         raise refuse(f"pixels lie in [{low}, {high}]: send finite values in [0, 1]")

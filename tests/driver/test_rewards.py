@@ -20,6 +20,8 @@ class Silent:
     def submit(self, images: torch.Tensor, prompts: list[str]):
         raise AssertionError("nobody is asked")
 
+    submit_for_scores = submit
+
 
 ASKED = {name: Silent() for name in ("pickscore", "hps", "imagereward")}
 

@@ -61,6 +61,20 @@ def test_in_process_returns_scores_and_each_pictures_own_gradient(images: Tensor
     assert not gradient.requires_grad
 
 
+def test_scores_alone_are_computed_without_a_gradient_in_process(images: Tensor):
+    seen = []
+
+    class Watching(Quadratic):
+        def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            seen.append((torch.is_grad_enabled(), images.requires_grad))
+            return super().score(images, prompts)
+
+    client = InProcessClient(Watching())
+    scores = client.submit_for_scores(images.requires_grad_(True), PROMPTS).result()
+    assert torch.equal(scores, client.submit(images, PROMPTS).result()[0])
+    assert seen == [(False, False), (True, True)]
+
+
 def test_in_process_works_without_gradient_and_leaves_the_pictures_graph_alone(images: Tensor):
     leaf = images.clone().requires_grad_(True)
     with torch.no_grad():
@@ -112,7 +126,7 @@ def test_second_derivatives_are_refused_rather_than_wrong(images: Tensor):
         gradient.sum().backward()
 
 
-Outcome = tuple[np.ndarray, np.ndarray] | Exception
+Outcome = tuple[np.ndarray, ...] | Exception
 
 
 @dataclass
@@ -121,10 +135,17 @@ class FakeService:
 
     script: list[Outcome | None]
     sent: list[tuple[object, list[str]]] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     cancelled: int = 0
 
     @property
     def score_and_gradient(self) -> "FakeService":
+        self.methods.append("score_and_gradient")
+        return self
+
+    @property
+    def score(self) -> "FakeService":
+        self.methods.append("score")
         return self
 
     def remote(self, reference: object, prompts: list[str]) -> "FakeResponse":
@@ -137,7 +158,7 @@ class FakeResponse:
     service: FakeService
     outcome: Outcome | None
 
-    def result(self, *, timeout_s: float) -> tuple[np.ndarray, np.ndarray]:
+    def result(self, *, timeout_s: float) -> tuple[np.ndarray, ...]:
         if self.outcome is None:
             time.sleep(timeout_s)
             raise TimeoutError
@@ -182,6 +203,14 @@ def _answer(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     for array in (scores, gradient):
         array.flags.writeable = False  # as everything that comes out of the object store
     return scores, gradient
+
+
+def test_scores_alone_are_asked_for_and_answered_without_a_gradient(serve, images: Tensor):
+    service = serve(_died(), _answer(images)[:1], _answer(images))
+    assert _client().submit_for_scores(images, PROMPTS).result().tolist() == [0.0, 1.0, 2.0]
+    assert service.methods == ["score", "score"]
+    with pytest.raises(RewardFailedError, match=r"has the shapes \[\(3,\), \(3, 3, 4, 5\)\], not \[\(3,\)\]"):
+        _client().submit_for_scores(images, PROMPTS).result()
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (3, 3), ()])
@@ -320,6 +349,8 @@ def test_what_the_service_refuses_is_refused_before_it_is_sent_whatever_the_way(
     with pytest.raises(InvalidRequestError, match=message) as caught:
         WAYS[way]().submit(given, prompts)
     assert str(caught.value).startswith("reward 'fake': ")
+    with pytest.raises(InvalidRequestError, match=message):
+        WAYS[way]().submit_for_scores(given, prompts)
     assert not service.sent
 
 

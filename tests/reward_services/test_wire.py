@@ -56,12 +56,13 @@ def _accept(body: bytes) -> Request:
     return request
 
 
+@pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("prepared", [False, True])
-def test_a_request_arrives_bit_for_bit(prepared: bool):
-    sent = Request(_images(), PROMPTS, prepared)
+def test_a_request_arrives_bit_for_bit(prepared: bool, gradient: bool):
+    sent = Request(_images(), PROMPTS, prepared, gradient)
     found = decode_request("hps", encode_request(sent), LIMITS)
     assert (found.images.tobytes(), found.images.shape) == (sent.images.tobytes(), sent.images.shape)
-    assert (found.prompts, found.prepared) == (PROMPTS, prepared)
+    assert (found.prompts, found.prepared, found.gradient) == (PROMPTS, prepared, gradient)
 
 
 def test_a_header_of_any_length_is_read_even_if_the_floats_then_lie_askew():
@@ -79,6 +80,7 @@ def test_an_answer_arrives_bit_for_bit_or_is_an_error():
     body = encode_answer(scores, gradient)
     found = decode_answer("hps", body)
     assert [part.tobytes() for part in found] == [scores.tobytes(), gradient.tobytes()]
+    assert [part.tobytes() for part in decode_answer("hps", encode_answer(scores))] == [scores.tobytes()]
     with pytest.raises(RewardFailedError, match="reward 'hps': the answer holds images"):
         decode_answer("hps", GOOD)
     with pytest.raises(RewardFailedError, match="the answer cannot be read"):
@@ -136,6 +138,11 @@ BAD: dict[str, tuple[bytes, type[RewardError], str]] = {
         save({"images": _images()}, {"prompts": '{"a": "b"}'}),
         MalformedRequestError,
         "'prompts' is no JSON list",
+    ),
+    "a wish that is none": (
+        save({"images": _images()}, {"prompts": "[]", "gradient": "perhaps"}),
+        MalformedRequestError,
+        "metadata 'gradient' is 'perhaps': send true or false",
     ),
     "two tensors": (
         save({"images": _images(), "more": _images()}, {"prompts": "[]"}),
