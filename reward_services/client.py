@@ -101,14 +101,24 @@ class ServeClient:
         deadline_s: how long `result` waits and retries before it raises.
         store: shares one copy of the pictures with the clients of other rewards.
         prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
+        application: its name, if it is another.
     """
 
-    def __init__(self, name: str, deadline_s: float = 60.0, store: ImageStore | None = None, *, prepared: bool = False):
+    def __init__(
+        self,
+        name: str,
+        deadline_s: float = 60.0,
+        store: ImageStore | None = None,
+        *,
+        prepared: bool = False,
+        application: str | None = None,
+    ):
         self.name = name
         self._deadline_s = deadline_s
         self._store = store or ImageStore()
         self._prepared = prepared
-        self._handle = _handle(name)
+        self._application = application or f"reward-{name}"
+        self._handle = _handle(name, self._application)
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
@@ -124,7 +134,7 @@ class ServeClient:
         arguments = (reference, list(prompts), *((True,) if self._prepared else ()))
 
         def send() -> _ServeResponse:
-            return _ServeResponse(self.name, getattr(self._handle, method).remote(*arguments))
+            return _ServeResponse(self.name, self._application, getattr(self._handle, method).remote(*arguments))
 
         return Request(self.name, send, self._deadline_s, images.shape, images.device)
 
@@ -141,6 +151,7 @@ class _ServeResponse:
     """One call of a handle."""
 
     name: str
+    application: str
     response: Any
 
     def result(self, timeout_s: float, /) -> Answer:
@@ -149,7 +160,7 @@ class _ServeResponse:
         except BackPressureError as error:
             raise FullQueue(in_a_line(error)) from error
         except _TRANSIENT as error:
-            _handle(self.name)  # raises at once if the whole application is gone
+            _handle(self.name, self.application)  # raises at once if the whole application is gone
             raise LostRequest(in_a_line(error)) from error
         except RayTaskError as error:
             said = error.cause
@@ -159,11 +170,11 @@ class _ServeResponse:
         self.response.cancel()
 
 
-def _handle(name: str) -> Any:
+def _handle(name: str, application: str) -> Any:
     """Return Serve's handle of a reward's application."""
     try:
-        return serve.get_app_handle(f"reward-{name}")
+        return serve.get_app_handle(application)
     except RayServeException as error:
         raise RewardUnavailableError(
-            name, f"no Serve application 'reward-{name}' is running; deploy it, or let the job manage its rewards"
+            name, f"no Serve application {application!r} is running; deploy it, or let the job manage its rewards"
         ) from error

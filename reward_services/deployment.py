@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from reward_services import self_test, wire
 from reward_services.batching import Batcher, Result
+from reward_services.identity import identity
 from reward_services.gradient import score, score_and_gradient
 from reward_services.identity import identity
 from reward_services.ingress import HttpIngress
@@ -75,6 +76,7 @@ class RewardService:
         self._described = {
             "spec": self._spec.model_dump(),
             "rule": None if self._rule is None else asdict(self._rule),
+            "identity": identity(self._spec),
             "self_test_score": self._test_score,
             "versions": versions(),
         }
@@ -115,7 +117,11 @@ class RewardService:
             raise RewardFailedError(self._spec.name, f"{type(error).__name__}: {error}") from error
 
     async def describe(self) -> dict[str, Any]:
-        """Return `spec`; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of what computes, by name."""
+        """Return what it is.
+
+        `spec`; `identity`, what decides the scores; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of
+        what computes, by name.
+        """
         return self._described
 
     async def check_health(self) -> None:

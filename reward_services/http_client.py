@@ -35,13 +35,21 @@ class HttpClient:
         deadline_s: how long `result` waits and retries before it raises.
         token: bearer token; by default the environment's REWARD_SERVICES_TOKEN, if it is set.
         prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
+        application: its route, if it is another.
     """
 
     def __init__(
-        self, url: str, name: str, deadline_s: float = 60.0, token: str | None = None, *, prepared: bool = False
+        self,
+        url: str,
+        name: str,
+        deadline_s: float = 60.0,
+        token: str | None = None,
+        *,
+        prepared: bool = False,
+        application: str | None = None,
     ):
         self.name = name
-        self._url = f"{url.rstrip('/')}/reward-{name}"
+        self._url = f"{url.rstrip('/')}/{application or f'reward-{name}'}"
         self._deadline_s = deadline_s
         token = os.environ.get(wire.TOKEN_VARIABLE) if token is None else token
         self._headers = {"content-type": wire.MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})

@@ -35,7 +35,7 @@ def start(spec: RewardSpec, model: RewardModel) -> float:
         # As many pictures as before, so that the same kernels compute them.
         twice = score(model, both[[row, row]], [PROMPTS[row]] * 2, spec.name)
         beside_another, beside_itself = float(scores[row]), float(twice[row])
-        if not _close(spec, beside_another, beside_itself):
+        if not spec.same_score(beside_another, beside_itself):
             reason = f"a picture scores {beside_another:.6g} beside another, {beside_itself:.6g} beside itself"
             raise RewardFailedError(spec.name, f"{reason}: make score i depend on picture i and prompt i alone")
     return found
@@ -51,7 +51,7 @@ def check(spec: RewardSpec, model: RewardModel, found_before: float | None = Non
     """
     found = float(_judged(spec, model, pictures()[:1].to(spec.device), PROMPTS[:1])[0])
     expected = found_before if spec.self_test_score is None else spec.self_test_score
-    if expected is not None and not _close(spec, found, expected):
+    if expected is not None and not spec.same_score(found, expected):
         raise RewardFailedError(
             spec.name, f"the test picture scores {found:.6g}, expected {expected:.6g}: weights or device are damaged"
         )
@@ -66,7 +66,3 @@ def _judged(spec: RewardSpec, model: RewardModel, images: Tensor, prompts: list[
         )
         raise RewardFailedError(spec.name, said)
     return scores, gradient
-
-
-def _close(spec: RewardSpec, found: float, expected: float) -> bool:
-    return abs(found - expected) <= spec.self_test_tolerance * max(abs(expected), 0.01)

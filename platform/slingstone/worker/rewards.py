@@ -75,6 +75,7 @@ def remote_client(
     """Return a client of a service, of this cluster or behind the proxy; `prepared` sends what is resized already."""
     if rewards.backend == "http":
         assert rewards.url is not None
-        return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared)
+        return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared, application=entry.served_as)
     # Prepared inputs are each reward's own, so there is no copy to share.
-    return ServeClient(entry.name, entry.deadline_s, ImageStore() if prepared else store, prepared=prepared)
+    own = ImageStore() if prepared else store
+    return ServeClient(entry.name, entry.deadline_s, own, prepared=prepared, application=entry.served_as)
