@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from reward_services import self_test, wire
 from reward_services.batching import Batcher, Result
-from reward_services.identity import identity
 from reward_services.gradient import score, score_and_gradient
 from reward_services.identity import identity
 from reward_services.ingress import HttpIngress
