@@ -11,6 +11,7 @@ from reward_services.client import ImageStore
 from reward_services.deployment import build
 from reward_services.protocol import RewardError
 from slingstone.config import Placement, Rewards
+from slingstone.driver import cluster
 from slingstone.driver.placement import managed
 from slingstone.worker.rewards import remote_client
 
@@ -36,7 +37,8 @@ def running(
         yield
         return
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news go to its own log files
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+    with cluster.starting("Ray Serve did not start"):
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     targets = [serve.RunTarget(build(entry.spec), entry.app_name, None) for entry in deployed]
     try:
         try:
