@@ -89,14 +89,16 @@ def without_times(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in summary.items() if name not in ("seconds_per_image", "standard_errors")}
 
 
-def test_a_reward_that_fails_in_the_last_evaluation_costs_no_step(micro, run, monkeypatch):
+def test_a_reward_that_fails_in_the_last_evaluation_costs_no_step(micro, run, monkeypatch, tmp_path):
     whole, _ = run(micro(*ALONE, "name=whole"))
     experiment = micro(*ALONE, "name=failed", "training.checkpoint_every_images=1000")
     failing_once(monkeypatch, "aligned")
     with pytest.raises(RewardFailedError):
         run(experiment)
     assert newest(experiment) == "000000000032"
+    (tmp_path / "align" / "failed" / "evaluation" / "init.json").write_text('{"rewards": {')  # as a full disk leaves it
     again, heard = run(experiment)
+    assert without_times(again["init"]) == without_times(whole["init"]), "measured again"
     assert heard.steps == 0, "the evaluation alone is repeated"
     assert without_times(again["aligned"]) == without_times(whole["aligned"])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from slingstone import atomic
 from slingstone.config import Experiment, Sweep, load, paths, to_yaml
 from slingstone.config.experiment import measured, metrics, trained_on
 from slingstone.config.sweep import Uniform
@@ -87,7 +88,7 @@ class PreparedSweep:
                     "or delete the directory"
                 )
         for path, text in (texts | {self.resolved_file: to_yaml(self.experiment)}).items():
-            path.write_text(text)
+            atomic.write_text(path, text)
 
 
 def prepare(sweep: Sweep) -> PreparedSweep:
