@@ -18,7 +18,7 @@ from ray.util.placement_group import remove_placement_group
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import Experiment
-from slingstone.driver import lease, placement, rewards
+from slingstone.driver import placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
 from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
@@ -53,7 +53,7 @@ def align(
         SystemExit: SIGTERM came; the run is saved, and the same name continues it.
     """
     history = RunDirectory(Path(experiment.storage) / "align" / experiment.name)
-    with lease.held(history.directory, say):
+    with run_lease.held(history.directory, say):
         return _align(experiment, history, say, parent, callbacks, rank or _rank)
 
 
@@ -79,7 +79,8 @@ def _align(
     placement.check(experiment, ray.nodes())
     start, cut = time.monotonic(), cut_prompts(experiment)
     say("\n".join(told(cut)))
-    with rewards.running(experiment.rewards, experiment.placement, held_for_trainers(experiment)):
+    held = held_for_trainers(experiment)
+    with rewards.running(experiment.rewards, experiment.placement, history.directory, held) as served:
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
@@ -91,7 +92,8 @@ def _align(
         try:
             history.begin(experiment, uri, tracked.run_id)
             with told_to_stop(say) as stop, open_board(say, stop) as shown:
-                config = {"assignment": Assignment(experiment, str(history.directory), uri, tracked.run_id, shown)}
+                directory = str(history.directory)
+                config = {"assignment": Assignment(experiment, directory, uri, tracked.run_id, shown, served)}
                 attempt = partial(fit, experiment, rank, config, history.directory, callbacks)
                 results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
             if not results:

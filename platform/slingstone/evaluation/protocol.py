@@ -18,11 +18,11 @@ from slingstone.evaluation.diversity import distance_named, mean_distances
 from slingstone.networks.sampling import Pictures, Sampler
 from slingstone.objectives.finite import cleaned
 
-Scorer = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
-"""`(images, prompts) -> scores`, a number a picture."""
+Judge = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
+"""`(images, prompts) -> scores` under several names, a number a picture.
 
-Oracle = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
-"""`(images, prompts) -> scores` under several names; NaN where a question does not apply to a picture."""
+Of an oracle it is NaN where a question does not apply to a picture; of rewards it is always finite.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def evaluate(
     sampler: Sampler,
     prompts: Sequence[str],
     *,
-    rewards: Mapping[str, Scorer],
-    oracle: Oracle | None = None,
+    rewards: Judge = lambda images, prompts: {},
+    oracle: Judge = lambda images, prompts: {},
     images_per_prompt: int = 1,
     seed: int = 0,
     batch_size: int = 32,
@@ -140,9 +140,9 @@ def evaluate(
     digit. Another `batch_size` moves them by rounding only, since seeds belong to pictures, not to batches.
 
     Args:
-        sampler: what is evaluated. Its first batch is sampled once more beforehand, so that no start-up is timed.
+        sampler: what is evaluated. It draws one picture beforehand, so that no start-up is timed.
         prompts: what to sample.
-        rewards: by name.
+        rewards: all rewards at once, by name.
         oracle: the ground truth, where there is one.
         images_per_prompt: two or more also measure diversity.
         seed: of the whole evaluation.
@@ -174,7 +174,7 @@ def evaluate(
         ]
         batches = [made[start : start + batch_size] for start in range(0, len(made), batch_size)]
         if not rows:
-            _sample(sampler, batches[0])
+            _sample(sampler, batches[0][:1])
         images: list[Tensor] = []
         finite: list[bool] = []
         for batch in batches:
@@ -221,7 +221,7 @@ def _sample(sampler: Sampler, batch: Sequence[Row]) -> Pictures:
 
 
 def _measure(
-    sampler: Sampler, batch: Sequence[Row], rewards: Mapping[str, Scorer], oracle: Oracle | None
+    sampler: Sampler, batch: Sequence[Row], rewards: Judge, oracle: Judge
 ) -> tuple[Float[Tensor, "batch 3 rows columns"], Bool[Tensor, " batch"]]:
     """Return the pictures of a batch, black where they are not finite, and which are.
 
@@ -230,12 +230,11 @@ def _measure(
     prompts = [row.prompt for row in batch]
     pictures = _sample(sampler, batch)
     images, finite = cleaned(pictures.images)  # so that no reward is asked, and blamed, for what is no picture
-    for name, reward in rewards.items():
-        scores = reward(images, prompts)
+    for name, scores in rewards(images, prompts).items():
         if len(scores) != len(batch) or not scores.isfinite().all():
             raise FloatingPointError(f"reward {name} gave {scores.tolist()} for {len(batch)} pictures of {prompts}")
         _fill(batch, f"rewards/{name}", scores)
-    for name, scores in (oracle(images, prompts) if oracle else {}).items():
+    for name, scores in oracle(images, prompts).items():
         _fill(batch, name, scores)
     for name, measure in MEASURES.items():
         _fill(batch, name, measure(images))

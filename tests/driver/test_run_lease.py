@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from slingstone.driver import lease
+from slingstone.driver import run_lease as lease
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from slingstone.driver import lease
+from slingstone.driver import run_lease as lease
 with lease.held(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)
