@@ -105,7 +105,7 @@ def test_a_missing_repeated_or_foreign_shard_is_refused() -> None:
 
 
 def test_a_failed_reward_is_never_a_number() -> None:
-    with pytest.raises(RuntimeError, match=r"reward broken gave \[nan"):
+    with pytest.raises(FloatingPointError, match=r"reward broken gave \[nan"):
         evaluate(noise_sampler, PROMPTS, rewards=lambda images, prompts: {"broken": images.mean((1, 2, 3)) / 0 * 0})
 
 
@@ -134,3 +134,23 @@ def test_every_picture_is_seen_once_and_the_clock_starts_after_a_single_one() ->
     assert sum(map(len, seen)) == 21
     assert calls == [1, 6, 6, 6, 3]
     assert evaluation.metrics["seconds_per_image"].mean == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("diversity", ["pixel_rms"])
+def test_a_picture_that_is_not_finite_makes_no_number_finite_and_no_reward_is_asked_for_it(diversity) -> None:
+    def lost(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
+        pictures = noise_sampler(prompts, seeds)
+        pictures.images[[prompt == PROMPTS[3] for prompt in prompts], 0, 1, 2] = math.nan
+        return pictures
+
+    def strict(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        assert images.isfinite().all(), "a service would refuse them"
+        return {"brightness": images.mean((1, 2, 3))}
+
+    found = evaluate(lost, PROMPTS, rewards=strict, oracle=oracle, images_per_prompt=3, diversity=diversity)
+    summary = Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))).summary()
+    assert summary["nonfinite_pictures"] == 3
+    for value in (summary["rewards"]["brightness"], summary["diversity"], summary["utility"]):
+        assert math.isnan(value)
+    sound = evaluate(noise_sampler, PROMPTS, images_per_prompt=3).summary()
+    assert sound["nonfinite_pictures"] == 0

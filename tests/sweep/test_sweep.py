@@ -1,6 +1,7 @@
 """A sweep on a local cluster: every trial accounted for, failures and interruptions included."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -162,6 +163,11 @@ def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(writ
     assert analysis.recommended(few, rows)["name"] == "low"
     worse = few.model_copy(update={"signal": Metric(metric="hps", mode="min")})
     assert analysis.recommended(worse, rows)["name"] == "twin"
+
+    for value in (math.nan, math.inf, -math.inf):
+        lost = [row("lost", value, value, value), *rows]
+        for chosen in (few, worse):
+            assert analysis.recommended(chosen, lost)["name"] == analysis.recommended(chosen, rows)["name"]
 
 
 def test_the_search_learns_from_all_objectives_and_stays_in_the_ranges(write_sweep):

@@ -9,6 +9,7 @@ from typing import Any
 
 from reward_services.contents import local_path
 from reward_services.identity import identity
+from slingstone import atomic
 from slingstone.checkpoints.store import open_store
 from slingstone.config import Experiment, flatten, load, to_yaml
 from slingstone.config.paths import of_sources
@@ -72,9 +73,8 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a run that came to its end."""
-        path = self.directory / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """The summary of a run that came to its end; one that is cut short is written again by a last evaluation."""
+        return atomic.read_json(self.directory / "summary.json")
 
     def complete(self, experiment: Experiment) -> bool:
         """Tell whether nothing is left of a run: it came to its end, or its guard called it off."""
@@ -83,8 +83,7 @@ class RunDirectory:
 
     def mlflow_run(self, uri: str) -> str | None:
         """Return the id of the MLflow run to continue, if there was one in the same store."""
-        path = self.directory / "mlflow.json"
-        saved = json.loads(path.read_text()) if path.is_file() else {}
+        saved = atomic.read_json(self.directory / "mlflow.json") or {}
         return saved.get("run_id") if saved.get("uri") == redacted(uri) else None
 
     def check(self, experiment: Experiment) -> None:
@@ -117,20 +116,21 @@ class RunDirectory:
 
     def begin(self, experiment: Experiment, uri: str, run_id: str) -> None:
         """Write down what is about to run, from which sources."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "config.yaml").write_text(to_yaml(experiment))
-        (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
-        (self.directory / "sources.json").write_text(json.dumps(sources()))
-        (self.directory / "rewards.json").write_text(json.dumps(_contents(experiment)))
+        for name, text in {
+            "config.yaml": to_yaml(experiment),
+            "mlflow.json": json.dumps({"uri": redacted(uri), "run_id": run_id}),
+            "sources.json": json.dumps(sources()),
+            "rewards.json": json.dumps(_contents(experiment)),
+        }.items():
+            atomic.write_text(self.directory / name, text)
 
     def _contents_then(self) -> dict[str, str]:
-        path = self.directory / "rewards.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return atomic.read_json(self.directory / "rewards.json") or {}
 
     def end(self, summary: dict[str, Any]) -> Path:
         """Write the summary."""
         path = self.directory / "summary.json"
-        path.write_text(json.dumps(summary, indent=1))
+        atomic.write_text(path, json.dumps(summary, indent=1))
         return path
 
 

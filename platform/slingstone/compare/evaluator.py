@@ -5,7 +5,6 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from slingstone.atomic import replacing
 from slingstone.compare.shards import LOADED, Shard, grouped_prompts, models_of
 from slingstone.config import Comparison
 from slingstone.config.comparison import Features, Model, Stock
@@ -24,7 +24,7 @@ from slingstone.networks.features import Extractor, load_extractor
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.sampling import Sampler, one_step_sampler
 from slingstone.networks.stock_pipelines import stock_sampler
-from slingstone.worker.measure import judge, oracle
+from slingstone.worker.measure import judge, oracle, require_finite
 from slingstone.worker.rewards import clients
 
 
@@ -54,6 +54,7 @@ class Evaluator:
             shard=(shard.number, shard.total),
             see=lambda images: features.append(self._extractor(images)),
         )
+        require_finite(f"the generator {shard.model!r}", found.summary())
         if comparison.features is not None:
             with replacing(shard.features) as path:
                 torch.save(torch.cat(features), path)
@@ -143,15 +144,6 @@ def read_shard(shard: Shard) -> Evaluation:
 def read_sheet(file: Path) -> Float[Tensor, "batch 3 rows columns"]:
     """Return what `Evaluator.sheets` wrote down."""
     return torch.load(file, weights_only=True).float() / 255
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Yield the path to write at, renamed at the end: the file is whole or not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    yield partial
-    partial.replace(file)
 
 
 def _real_pictures(settings: Features, batch_size: int) -> Iterator[Float[Tensor, "batch 3 rows columns"]]:

@@ -11,11 +11,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from torch.nn.functional import interpolate
 
 from reward_services.spec import label_selector
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.compare import results
 from slingstone.compare.contents import by_content, digest
 from slingstone.compare.cut_prompts import cut_prompts
-from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet, replacing
+from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import Shard, directory, grouped_prompts, model_directory, shards_of
 from slingstone.config import Comparison
 from slingstone.driver import cluster, launch, placement, rewards
@@ -54,8 +54,7 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     summary["seconds"] = round(time.monotonic() - start, 1)
     results.write(comparison, summary, sheets)
     summary["mlflow_run_id"] = results.track(comparison, summary, uri)
-    with replacing(directory(comparison) / "summary.json") as path:
-        path.write_text(json.dumps(summary))
+    atomic.write_text(directory(comparison) / "summary.json", json.dumps(summary))
     say("")
     say((directory(comparison) / "table.md").read_text())
     for title, name in (("table", "table.md"), ("pictures", "sheets"), ("rows", "results.parquet")):

@@ -80,15 +80,28 @@ ALWAYS_MEASURED = (
 """Numbers that every evaluation has, beside its rewards and what the oracle names."""
 
 
+ORACLE_MEASURED = (
+    "utility",
+    "caption_accuracy",
+    "sharpness",
+    "cleanliness",
+    "composition",
+    *(f"accuracy/{claim}" for claim in ("count", "colour", "shape", "size", "relation", "background")),
+    "accuracy/one_object",
+    "accuracy/two_objects",
+)
+"""Numbers of an evaluation with the scenes oracle."""
+
+
 def metrics(experiment: Experiment) -> list[str]:
-    """Return the names of the numbers that the run's evaluations have, an oracle's aside."""
-    return [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED]
+    """Return the names of the numbers that the run's evaluations have."""
+    by_oracle = ORACLE_MEASURED if experiment.evaluation.oracle is not None else ()
+    return [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED, *by_oracle]
 
 
 def measured(experiment: Experiment, metric: str) -> bool:
-    """Tell whether the run's evaluations have a number of this name; an oracle may have any beside the rewards."""
-    by_oracle = experiment.evaluation.oracle is not None and not metric.startswith("rewards/")
-    return by_oracle or metric in metrics(experiment)
+    """Tell whether the run's evaluations have a number of this name."""
+    return metric in metrics(experiment)
 
 
 def trained_on(experiment: Experiment, metric: str) -> bool:
@@ -152,14 +165,16 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
 
 
 def _guard_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
-    """Yield the numbers that guard and registry want and no evaluation has, and a signal that would reward hacking."""
+    """Yield numbers that are named and that no evaluation has, and a signal that would reward hacking."""
     guard, registry = experiment.guard, experiment.tracking.registry
     named = {f"guard.rules.{place}": rule for place, rule in enumerate(guard.rules)}
     named |= {"guard.best": guard.best, "tracking.registry": registry}
-    for path, entry in named.items():
-        if entry is not None and not measured(experiment, entry.metric):
+    wanted = {f"{path}.metric": entry.metric for path, entry in named.items() if entry is not None}
+    wanted |= {"training.keep_best": experiment.training.keep_best}
+    for path, metric in wanted.items():
+        if metric is not None and not measured(experiment, metric):
             names = ", ".join(metrics(experiment))
-            yield Contradiction(f"{path}.metric", entry.metric, f"is in no evaluation of this run; it has {names}")
+            yield Contradiction(path, metric, f"is in no evaluation of this run; it has {names}")
     if guard.best is not None and trained_on(experiment, guard.best.metric):
         remedy = "hold it out with weight 0, or name another number"
         yield Contradiction("guard.best.metric", guard.best.metric, f"is trained on; {remedy}")

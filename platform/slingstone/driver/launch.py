@@ -18,7 +18,7 @@ from ray.util.placement_group import remove_placement_group
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import Experiment
-from slingstone.driver import placement, rewards
+from slingstone.driver import placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
 from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
@@ -48,11 +48,23 @@ def align(
         rank: what every worker runs; by default the loop.
 
     Raises:
-        ValueError: what the user can mend, before anything is held.
+        ValueError: what the user can mend, before anything is held; another driver holds the run.
         RunFailed: training did not come to its end; the run's directory holds the traceback.
         SystemExit: SIGTERM came; the run is saved, and the same name continues it.
     """
     history = RunDirectory(Path(experiment.storage) / "align" / experiment.name)
+    with run_lease.held(history.directory, say):
+        return _align(experiment, history, say, parent, callbacks, rank or _rank)
+
+
+def _align(
+    experiment: Experiment,
+    history: RunDirectory,
+    say: Callable[[str], None],
+    parent: str | None,
+    callbacks: Sequence[ray.train.UserCallback],
+    rank: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
     history.check(experiment)
     if (done := history.summary) is not None and history.complete(experiment):
         say(f"{experiment.name} is complete: delete {history.directory} or give another name to start afresh")
@@ -72,7 +84,6 @@ def align(
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
-        history.directory.mkdir(parents=True, exist_ok=True)
         opened = tracking.open_run(experiment, uri, history.directory, history.mlflow_run(uri), parent)
         # With the workers' journal, to deliver what they could not.
         journal = journal_of(history.directory, opened.run_id)
@@ -83,7 +94,7 @@ def align(
             with told_to_stop(say) as stop, open_board(say, stop) as shown:
                 directory = str(history.directory)
                 config = {"assignment": Assignment(experiment, directory, uri, tracked.run_id, shown, served)}
-                attempt = partial(fit, experiment, rank or _rank, config, history.directory, callbacks)
+                attempt = partial(fit, experiment, rank, config, history.directory, callbacks)
                 results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
             if not results:
                 say(f"saved; the same command continues {experiment.name}")

@@ -15,7 +15,7 @@ from reward_services.deployment import build
 from reward_services.identity import differences
 from reward_services.protocol import RewardError
 from slingstone.config import Placement, RewardEntry, Rewards
-from slingstone.driver import lease
+from slingstone.driver import cluster, lease
 from slingstone.driver.placement import managed
 from slingstone.worker.rewards import remote_client
 
@@ -50,7 +50,8 @@ def running(
         yield rewards
         return
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news go to its own log files
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+    with cluster.starting("Ray Serve did not start"):
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
     with lease.held(own):
         names = {entry.served_as for entry in deployed}
         remove_abandoned(own, names)

@@ -177,7 +177,8 @@ class Trainer:
         x0 = self.generator(self._noise(), condition)
         leaf, finite = cleaned(at_least_fp32(x0.detach()))
         # Rewards are asked before the score networks run and awaited after, so that their latency is hidden.
-        pending, pull = self._submit(leaf, prompts)
+        pending, pull, drawn = self._submit(leaf, prompts)
+        finite &= drawn
 
         gradient, finite, metrics = self._divergence(leaf, condition, finite)
         reward_gradient, finite, reward_metrics = self._reward(leaf, pending, pull, finite)
@@ -216,13 +217,18 @@ class Trainer:
 
     def _submit(
         self, x0: Float[Tensor, "batch channel height width"], prompts: Sequence[str]
-    ) -> tuple[list[PendingReward], Callable[[Tensor], Tensor]]:
-        """Send the decoded pictures to every reward, without waiting; return also the decoder's pull to `x0`."""
+    ) -> tuple[list[PendingReward], Callable[[Tensor], Tensor], Bool[Tensor, " batch"]]:
+        """Send the decoded pictures to every reward, without waiting; black ones for those that are not finite.
+
+        Returns:
+            What is awaited, the decoder's pull to `x0`, and which pictures are finite.
+        """
         if not self.rewards.terms:
-            return [], torch.zeros_like
+            return [], torch.zeros_like, torch.ones(len(x0), dtype=torch.bool, device=x0.device)
         decoder, mode = self.family.decoder, self.settings.divergence.gradient
         images, pull = decoder_vjp(decoder.decode, x0, decoder.chunk, mode)
-        return self.rewards.submit(images, prompts), pull
+        images, drawn = cleaned(images)
+        return self.rewards.submit(images, prompts), pull, drawn
 
     def _reward(
         self,

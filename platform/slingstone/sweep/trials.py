@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from slingstone import atomic
 from slingstone.config import Experiment, Sweep, load, paths, to_yaml
-from slingstone.config.experiment import ALWAYS_MEASURED, measured, trained_on
+from slingstone.config.experiment import measured, metrics, trained_on
 from slingstone.config.sweep import Uniform
 from slingstone.driver import preflight
 
@@ -87,7 +88,7 @@ class PreparedSweep:
                     "or delete the directory"
                 )
         for path, text in (texts | {self.resolved_file: to_yaml(self.experiment)}).items():
-            path.write_text(text)
+            atomic.write_text(path, text)
 
 
 def prepare(sweep: Sweep) -> PreparedSweep:
@@ -146,9 +147,8 @@ def _check(sweep: Sweep, trial: Experiment) -> None:
     named = {f"objectives.{i}.metric": entry.metric for i, entry in enumerate(sweep.objectives)}
     for field, metric in (named | {"signal.metric": signal}).items():
         if not measured(trial, metric):
-            known = [*(f"rewards/{entry.name}" for entry in trial.rewards.services), *ALWAYS_MEASURED]
             oracle = "" if trial.evaluation.oracle else "; evaluation.oracle is null, so there is no ground truth"
-            raise ValueError(f"{field} = {metric!r}: no evaluation has it; it has {', '.join(known)}{oracle}")
+            raise ValueError(f"{field} = {metric!r}: no evaluation has it; it has {', '.join(metrics(trial))}{oracle}")
     if trained_on(trial, signal):  # it would reward the hacking of it
         raise ValueError(
             f"signal.metric = {signal!r}: the trials are trained on it; hold it out with "

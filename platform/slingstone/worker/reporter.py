@@ -13,6 +13,7 @@ from PIL.Image import Image
 from torch import nn
 
 from reward_services.identity import identity
+from slingstone import atomic
 from slingstone.config import Experiment
 from slingstone.evaluation.table import numbers
 from slingstone.export.model_card import Provenance, model_card
@@ -105,9 +106,10 @@ class Reporter:
         if not self._quiet:
             self._picture(measure.grid(results), "grid.png")
             exported = self._directory / "pipeline"
-            measure.family.pipeline.save(generator, exported, torch.float32)
             card = model_card(self._experiment, Provenance(images, "ema", sources(), results))
-            (exported / "README.md").write_text(card, encoding="utf-8")
+            with atomic.replacing(exported) as directory:
+                measure.family.pipeline.save(generator, directory, torch.float32)
+                (directory / "README.md").write_text(card, encoding="utf-8")
             self._upload(exported, results["aligned"], initial=False)
             if not self._run.flush():
                 self.say(f"MLflow cannot be reached: its numbers wait in {self._directory}")
@@ -134,8 +136,8 @@ class Reporter:
 
     def _picture(self, picture: Image, name: str) -> None:
         path = self._directory / "pictures" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        with atomic.replacing(path) as partial:
+            picture.save(partial)
         self._run.artifact(path, "pictures")
 
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from slingstone.compare.contents import digest
 from slingstone.config import Experiment, flatten, load, paths
 from slingstone.config.contradictions import Contradiction
-from slingstone.config.experiment import ALWAYS_MEASURED, measured
+from slingstone.config.experiment import measured, metrics
 from slingstone.config.paths import PathText, Storage
 from slingstone.config.tree import Name, Section
 from slingstone.driver import preflight
@@ -169,5 +169,5 @@ def _share_rewards(field: str, first: Experiment, run: Experiment) -> None:
 def _check_metrics(claims: Claims, experiment: Experiment) -> None:
     for place, metric in enumerate(claims.metrics):
         if not measured(experiment, metric):
-            known = ", ".join([*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED])
+            known = ", ".join(metrics(experiment))
             raise ValueError(f"metrics.{place} = {metric!r}: is in no evaluation; they have {known}")
