@@ -20,7 +20,10 @@ class FixedScale(Section):
 
 
 class RunningScale(Section):
-    """`(score - mean) / std` of the scores lately seen on all workers; part of the checkpoint."""
+    """`(score - mean) / std` of the scores lately seen on all workers; part of the checkpoint.
+
+    Before the generator's first update, 64 of its pictures are scored for it (fewer under a shorter half-life).
+    """
 
     kind: Literal["running"]
     half_life_images: PositiveFloat = 10_000.0
