@@ -67,5 +67,7 @@ class Rewards(Section):
     all workers together, and counts it in the metric `dropped/<name>`. A request that is refused always stops."""
     drops_in_a_row: PositiveInt = 10
     """So many steps in a row without the same reward end the run, where `on_failure: drop`."""
+    start_timeout_s: PositiveFloat = 1800.0
+    """How long managed rewards may take until all are up: to find room, to fetch weights and environments."""
     services: tuple[RewardEntry, ...] = ()
     """The rewards. Overrides reach one by its name: `rewards.services.pickscore.weight=2`."""
