@@ -51,9 +51,8 @@ def unet(pipeline: Path) -> dict[str, Tensor]:
 def check_shipped(run: Experiment, summary: dict[str, Any], target: Path) -> None:
     """Check the pipeline that a run exported, and that of `slingstone export`, against the run's table."""
     exported = Path(run.storage) / "align" / run.name / "pipeline"
-    # A merged product is summed in another order. Rounding to bf16 moves these scores by .001 and more.
-    tolerance = 1e-5 if run.models.lora is None else 3e-4
-    assert rewards_of(exported, run) == pytest.approx(summary["aligned"]["rewards"], rel=0, abs=tolerance)
+    # A last digit may move a pixel by a step of the 8-bit grid. Rounding to bf16 moves these scores by .001 and more.
+    assert rewards_of(exported, run) == pytest.approx(summary["aligned"]["rewards"], rel=0, abs=3e-4)
     assert main(["export", str(exported.parent), str(target)]) == 0
     assert (target / "README.md").read_text() == (exported / "README.md").read_text(), "the model card"
     again, shipped, start = unet(target), unet(exported), unet(Path(run.models.generator))
@@ -67,12 +66,12 @@ def check_shipped(run: Experiment, summary: dict[str, Any], target: Path) -> Non
 
 
 def cases() -> list[Any]:
-    """Every engine in both precisions, whole and by adapters, which ZeRO-3 cannot shard; one is for every day."""
+    """Every engine in both precisions, whole and by adapters, less what a run refuses; one is for every day."""
     found = []
     for engine, runtime in ENGINES.items():
         for precision in ("fp32", "bf16"):
             for kind, lora in (("whole", ()), ("adapters", ADAPTERS)):
-                if (engine, kind) == ("zero3", "adapters"):
+                if (engine, kind) == ("zero3", "adapters") or (engine, precision) == ("zero0", "bf16"):
                     continue
                 label = f"{engine} {precision} {kind}"
                 marks = [] if label == "torch bf16 adapters" else [pytest.mark.slow]
