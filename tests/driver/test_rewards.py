@@ -46,6 +46,18 @@ def test_rewards_that_are_not_reached_over_http_are_all_named_before_a_run_start
         pass
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_rewards_that_find_no_room_end_the_start_in_a_sentence_that_names_who_waits_for_what(tmp_path: Path):
+    run = load(SCENES, ["rewards.start_timeout_s=2", "rewards.services.hps.num_cpus=100"])
+    only = run.rewards.model_copy(update={"services": tuple(one for one in run.rewards.services if one.name == "hps")})
+    with (
+        pytest.raises(ValueError, match=r"start_timeout_s = 2: hps has 0 of 1 replicas, of 100 CPUs .*free now: \d"),
+        running(only, run.placement, tmp_path / "crowded"),
+    ):
+        pass
+
+
 class Describing(BaseHTTPRequestHandler):
     described: ClassVar[dict[str, Any]]
 

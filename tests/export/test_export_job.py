@@ -74,8 +74,14 @@ BF16 = "runtime.precision=bf16"
 
 @pytest.mark.parametrize(
     "overrides",
-    [PLAIN, (*PLAIN, LORA), (*PLAIN, BF16), (*PLAIN, LORA, BF16)],
-    ids=["full", "lora", "full bf16", "lora bf16"],
+    [
+        PLAIN,
+        (*PLAIN, LORA, BF16),
+        # The everyday runs of driver/test_shipped.py leave little to these.
+        pytest.param((*PLAIN, LORA), marks=pytest.mark.slow),
+        pytest.param((*PLAIN, BF16), marks=pytest.mark.slow),
+    ],
+    ids=["full", "lora bf16", "lora", "full bf16"],
 )
 def test_a_process_without_slingstone_draws_the_trainers_picture(
     micro: Callable[..., Experiment], tmp_path: Path, overrides: tuple[str, ...]

@@ -163,3 +163,4 @@ def _fits(comparison: Comparison) -> None:
     placement.check_labels(comparison.placement, deployed, nodes)
     each = {"CPU": workers.threads_per_worker, "GPU": int(workers.use_gpu)}
     placement.check_total("workers.num_workers", workers.num_workers, each, deployed, nodes)
+    placement.check_packing(workers.num_workers, each, comparison.placement.trainer, deployed, nodes)

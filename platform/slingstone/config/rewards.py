@@ -21,7 +21,10 @@ class FixedScale(Section):
 
 
 class RunningScale(Section):
-    """`(score - mean) / std` of the scores lately seen on all workers; part of the checkpoint."""
+    """`(score - mean) / std` of the scores lately seen on all workers; part of the checkpoint.
+
+    Before the generator's first update, 64 of its pictures are scored for it (fewer under a shorter half-life).
+    """
 
     kind: Literal["running"]
     half_life_images: PositiveFloat = 10_000.0
@@ -74,6 +77,8 @@ class Rewards(Section):
     all workers together, and counts it in the metric `dropped/<name>`. A request that is refused always stops."""
     drops_in_a_row: PositiveInt = 10
     """So many steps in a row without the same reward end the run, where `on_failure: drop`."""
+    start_timeout_s: PositiveFloat = 1800.0
+    """How long managed rewards may take until all are up: to find room, to fetch weights and environments."""
     services: tuple[RewardEntry, ...] = ()
     """The rewards. Overrides reach one by its name: `rewards.services.pickscore.weight=2`."""
 

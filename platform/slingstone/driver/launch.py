@@ -24,7 +24,7 @@ from slingstone.driver.cluster import connect
 from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.driver.stopping import told_to_stop
-from slingstone.evaluation.table import final_table
+from slingstone.evaluation.table import evaluations, final_table
 from slingstone.plan.cut_prompts import cut_prompts, told
 from slingstone.tracking.journal import Journal, journal_of
 from slingstone.worker.assignment import Assignment
@@ -165,8 +165,7 @@ def fit(
 
 
 def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
-    evaluations = {name: part for name, part in summary.items() if isinstance(part, dict) and "rewards" in part}
-    say(f"\n{final_table(evaluations)}\n")
+    say(f"\n{final_table(evaluations(summary))}\n")
     if "cut_prompts" in summary:
         say("\n".join(told(summary["cut_prompts"])))
     if "guard" in summary:

@@ -2,12 +2,14 @@
 
 import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ReplicaState
 
 from reward_services.client import ImageStore
 from reward_services.contents import digest
@@ -21,6 +23,7 @@ from slingstone.worker.rewards import remote_client
 
 _OWNED = re.compile(r"reward-[a-z0-9_-]+\.(.+)")
 """Names of managed applications; that of a reward has no dot."""
+POLL_S = 0.2
 
 
 @contextmanager
@@ -39,8 +42,8 @@ def running(
         The rewards as workers find them.
 
     Raises:
-        ValueError: naming every external service that does not run or is another reward, or the service that did not
-            start, or that another process manages those of this directory.
+        ValueError: naming every external service that does not run or is another reward, or the services that did not
+            start in time and what they wait for, or that another process manages those of this directory.
     """
     own = f"{directory.name}-{digest(str(directory))}"
     deployed = tuple(_owned(entry, own) for entry in managed(rewards, placement))
@@ -59,7 +62,8 @@ def running(
         try:
             try:
                 with starting or nullcontext():
-                    serve.run_many(targets, wait_for_applications_running=True)
+                    serve.run_many(targets, wait_for_applications_running=False)
+                    _await(rewards, deployed)
             except RuntimeError as error:
                 raise ValueError(f"rewards.services: {_reason(deployed) or error}") from error
             services = tuple(_owned(entry, own) for entry in rewards.services)
@@ -67,6 +71,38 @@ def running(
         finally:
             for name in names:
                 serve.delete(name, _blocking=False)
+
+
+def _await(rewards: Rewards, deployed: Sequence[RewardEntry]) -> None:
+    """Wait until all services run."""
+    end = time.monotonic() + rewards.start_timeout_s
+    while True:
+        applications = serve.status().applications
+        found = {entry: applications[entry.served_as] for entry in deployed}
+        waiting = {entry: one for entry, one in found.items() if one.status != ApplicationStatus.RUNNING}
+        if not waiting:
+            return
+        if failed := [one.message for one in waiting.values() if one.status == ApplicationStatus.DEPLOY_FAILED]:
+            raise RuntimeError("; ".join(failed))
+        if time.monotonic() > end:
+            free = ray.available_resources()
+            missing = "; ".join(_missing(entry, one) for entry, one in waiting.items())
+            limit = f"rewards.start_timeout_s = {rewards.start_timeout_s:g}"
+            raise ValueError(
+                f"rewards.services: not all are up after {limit}: {missing};"
+                f" free now: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs; end what else runs, start"
+                " nodes, or allow more time for downloads"
+            )
+        time.sleep(POLL_S)
+
+
+def _missing(entry: RewardEntry, application: ApplicationStatusOverview) -> str:
+    """Return what a service that is not up waits for."""
+    states = [deployment.replica_states for deployment in application.deployments.values()]
+    up = sum(counts.get(ReplicaState.RUNNING, 0) for counts in states)
+    where = "" if entry.node_label is None else f" on nodes of {entry.node_label}"
+    needs = f"{entry.num_cpus:g} CPUs and {entry.num_gpus:g} GPUs{where} each"
+    return f"{entry.name} has {up} of {entry.num_replicas} replicas, of {needs}"
 
 
 def check(rewards: Rewards) -> None:

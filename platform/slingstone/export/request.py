@@ -14,6 +14,7 @@ from slingstone.config import Experiment, load, paths
 from slingstone.engines.engine import trained
 from slingstone.engines.family import load_family
 from slingstone.engines.saved_weights import Weights, saved_weights
+from slingstone.evaluation.table import evaluations
 from slingstone.export.model_card import Provenance, model_card
 from slingstone.export.onnx_file import write_onnx
 from slingstone.networks.protocol import DTYPES, ModelFamily
@@ -91,7 +92,6 @@ def _provenance(request: Request, images: int) -> Provenance:
         return atomic.read_json(request.directory / name) or {}
 
     summary = read("summary.json")
-    results = {name: found for name, found in summary.items() if isinstance(found, dict)}
     # The numbers are the average's, at the end of the run.
     measured = request.weights == "ema" and summary.get("images") == images
-    return Provenance(images, request.weights, read("sources.json"), results if measured else {})
+    return Provenance(images, request.weights, read("sources.json"), evaluations(summary) if measured else {})

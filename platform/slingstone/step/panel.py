@@ -25,11 +25,20 @@ class Scale:
     std: float = 1.0
 
 
+GATHERED = 64
+"""A running scale rests on so many pictures before it divides a gradient: a deviation of 64 is right to a tenth."""
+
+
 @dataclass(frozen=True)
 class RunningScale:
     """The scale that the scores themselves have had lately, over all ranks, this step's included."""
 
     half_life_images: float
+
+    @property
+    def gathered(self) -> float:
+        """Pictures that it must rest on; never more than a short half-life lets it remember."""
+        return min(float(GATHERED), self.half_life_images)
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,16 @@ class RewardPanel:
     _dropped: dict[str, int] = field(default_factory=dict)
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _moments: dict[str, _Moments] = field(default_factory=dict)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether a reward that is trained on has a running scale of too few pictures; the same on all ranks."""
+        return any(
+            isinstance(term.scale, RunningScale)
+            and term.weight > 0
+            and self._moments.get(term.name, _Moments()).count < term.scale.gathered
+            for term in self.terms
+        )
 
     def submit(self, images: Float[Tensor, "batch 3 rows columns"], prompts: Sequence[str]) -> list[PendingReward]:
         """Send the pictures to every reward, without waiting."""

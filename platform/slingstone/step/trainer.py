@@ -21,7 +21,7 @@ from slingstone.objectives.divergence import Divergence, ScoreNetworks, divergen
 from slingstone.objectives.finite import cleaned, kept_mean
 from slingstone.objectives.reward import decoder_vjp
 from slingstone.step.ema import ExponentialMovingAverage, Fragment
-from slingstone.step.panel import PendingReward, RewardPanel
+from slingstone.step.panel import GATHERED, PendingReward, RewardPanel
 
 
 @runtime_checkable
@@ -123,8 +123,11 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Update the assistant `K_TA` times, then (after the warm-up) the generator once.
 
+        Before the generator's first update, running scales of rewards are gathered from pictures of its own.
+
         Returns:
-            Metrics of this rank. Means run over the samples that were kept; times are in seconds.
+            Metrics of this rank. Means run over the samples that were kept, and are NaN if none was; times are in
+            seconds.
 
         Raises:
             FloatingPointError: if a gradient norm is not finite. Samples are dropped by what goes into and comes out
@@ -136,6 +139,7 @@ class Trainer:
         for _ in range(self.settings.assistant_updates):
             metrics = self._update_assistant()
         if self.images >= self.settings.warmup_images:
+            self._gather_scales()
             metrics |= self._update_generator()
         self.images += self.settings.batch_size * self.settings.world_size
         values = {name: float(value) for name, value in metrics.items()}
@@ -169,6 +173,18 @@ class Trainer:
             "grad_norm/assistant": _checked(self.assistant.step(), "assistant", self.images),
             "nonfinite/assistant": (~finite).sum(),
         }
+
+    def _gather_scales(self) -> None:
+        """Show rewards whose scale rests on too few pictures some more; near-equal scores would divide by nearly 0."""
+        for _ in range(math.ceil(GATHERED / (self.settings.batch_size * self.settings.world_size))):
+            if not self.rewards.gathering:
+                return
+            prompts = next(self.prompts)
+            with torch.no_grad():
+                x0 = self.generator.module(self._noise(), self.family.text_encoder.encode(prompts))
+                x0, finite = cleaned(at_least_fp32(x0))
+            pending, _ = self._submit(x0, prompts)
+            self.rewards.collect(pending, finite)
 
     def _update_generator(self) -> dict[str, Tensor | float]:
         """Take one generator step against the frozen assistant, dropping samples that are not finite."""

@@ -1,7 +1,8 @@
 """What each Ray Train worker runs: restore, train, measure, save, export."""
 
+import math
+from collections.abc import Mapping
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         reporter.found("training", found, images)
         ray.train.report({"images": images, **numbers(found)})
         reporter.grid(parts.measure, parts.averaged, images)
-        if training.keep_best and (score := ranked(numbers(found).get(training.keep_best), "max")) > -inf:
+        if training.keep_best and (score := ranked(numbers(found).get(training.keep_best), "max")) > -math.inf:
             saved.rate(images, score)
         reporter.guarded(guard.judge(found, facts(images)))
 
@@ -109,14 +110,17 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Average each metric over the ranks; counts of dropped samples are added. A collective: keys must agree."""
+    """Average each metric over the ranks that have one; counts of dropped samples are added.
+
+    A collective: keys must agree. A mean that no rank has is NaN, as each rank's was.
+    """
     names = sorted(metrics)
     values = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
-    dist.all_reduce(values)
-    world = dist.get_world_size()
+    sums = torch.stack([values.nan_to_num(0.0, math.inf, -math.inf), (~values.isnan()).double()])
+    dist.all_reduce(sums)
     return {
-        name: value if name.startswith("nonfinite/") else value / world
-        for name, value in zip(names, values.tolist(), strict=True)
+        name: total if name.startswith("nonfinite/") else total / ranks if ranks else math.nan
+        for name, total, ranks in zip(names, *sums.tolist(), strict=True)
     }
 
 
