@@ -1,7 +1,6 @@
 """What each Ray Train worker runs: restore, train, measure, save, export."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
