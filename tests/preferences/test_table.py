@@ -40,7 +40,7 @@ def test_the_table_has_pickapics_columns_as_its_own_trainer_reads_them(tmp_path:
     # 12 votes over 5 prompts: the first two have three, the others two.
     assert [row["num_example_per_prompt"] for row in rows[:5]] == [3, 3, 2, 2, 2]
     assert rows[0]["best_image_uid"] == rows[0]["image_0_uid"]
-    assert decoded(rows[0]["jpg_1"]).size == (8, 8)
+    assert decoded(rows[0]["jpg_1"]).size == (16, 16)
 
 
 def test_a_table_of_pickapic_is_read_although_it_lacks_our_columns(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ PROMPTS = ("a red circle", 'quotes "here", and; there', "two\nlines\r\nof it", "
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
-def picture(colour: tuple[int, int, int], side: int = 8, kind: str = "PNG") -> bytes:
+def picture(colour: tuple[int, int, int], side: int = 16, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(file, kind)
     return file.getvalue()

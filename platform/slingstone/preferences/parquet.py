@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,26 +93,29 @@ def read_parquet(path: str | Path, bad: BadRow = stop) -> Iterator[Preference]:
     Raises:
         ValueError: the file is no Parquet, lacks a column, or holds a bad row; names it.
     """
-    row = 0
     try:
         with parquet.ParquetFile(str(path)) as table:
-            for batch in table.iter_batches(batch_size=64, columns=columns_of(table, path)):
-                for values in batch.to_pylist():
-                    row += 1
-                    try:
-                        vote = from_row(values, f"{path}, row {row}")
-                    except ValueError as error:
-                        bad(error)
-                        continue
-                    yield vote
+            yield from votes_of(table, str(path), bad)
     except FileNotFoundError:
         raise ValueError(f"{path}: does not exist; give a file of votes") from None
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: cannot be read as Parquet after row {row} ({said}); write it again") from error
+        raise ValueError(f"{path}: cannot be read as Parquet ({said}); write it again") from error
 
 
-def columns_of(table: parquet.ParquetFile, path: str | Path) -> list[str]:
+def votes_of(table: parquet.ParquetFile, place: str, bad: BadRow = stop) -> Iterator[Preference]:
+    """Yield the votes of an open table, which `place` names in messages; see `read_parquet`."""
+    batches = table.iter_batches(batch_size=64, columns=columns_of(table, place))
+    for row, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+        try:
+            vote = from_row(values, f"{place}, row {row}")
+        except ValueError as error:
+            bad(error)
+            continue
+        yield vote
+
+
+def columns_of(table: parquet.ParquetFile, place: str) -> list[str]:
     """Return which of the table's columns a file has.
 
     Raises:
@@ -119,5 +123,5 @@ def columns_of(table: parquet.ParquetFile, path: str | Path) -> list[str]:
     """
     there = set(table.schema_arrow.names)
     if missing := [name for name in SCHEMA.names if name not in there and name not in OPTIONAL]:
-        raise ValueError(f"{path}: has no column {', '.join(missing)}; give a table with pickapic_v2's columns")
+        raise ValueError(f"{place}: has no column {', '.join(missing)}; give a table with pickapic_v2's columns")
     return [name for name in SCHEMA.names if name in there]

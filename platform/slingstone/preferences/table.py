@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -48,8 +48,8 @@ def _utc(time: Any) -> Any:
     return time.replace(tzinfo=UTC) if isinstance(time, datetime) and time.tzinfo is None else time
 
 
-Text = Annotated[str, AfterValidator(_written)]
-Id = Annotated[Text, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_written)]
+Id = Annotated[Text, Field(max_length=200)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -151,6 +151,8 @@ SCHEMA = pa.schema(
 PROVENANCE = ("model", "weights", "seed", "steps", "sampler")
 OPTIONAL = tuple(name for name in SCHEMA.names if name not in ("caption", "jpg_0", "jpg_1", "label_0", "label_1"))
 """What a foreign table may lack."""
+OURS = tuple(SCHEMA.names[SCHEMA.names.index("vote_id") :])
+"""Columns beside pickapic_v2's."""
 
 BadRow = Callable[[ValueError], None]
 """Is told of a row that cannot be read, by file and row; what it does not raise is skipped."""
@@ -195,6 +197,10 @@ def from_row(row: Mapping[str, Any], place: str) -> Preference:
         ValueError: the row is no vote; names place, column, value and remedy.
     """
     known = {name: value for name, value in row.items() if value is not None}
+    if known.get("choice", "tie") not in LABELS:
+        raise ValueError(f"{place}: choice = {known['choice']!r}: is none of {', '.join(LABELS)}; write one of them")
+    if "choice" in known and not {"label_0", "label_1"} & known.keys():
+        known |= dict(zip(("label_0", "label_1"), LABELS[known["choice"]], strict=True))
     try:
         labels = float(known["label_0"]), float(known["label_1"])
         pictures = [
@@ -265,6 +271,21 @@ def decoded(data: bytes) -> Image.Image:
         return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"is a picture that is cut short or damaged ({error}); fetch it again") from None
+
+
+def decodable(preferences: Iterable[Preference], bad: BadRow = stop) -> Iterator[Preference]:
+    """Yield the votes whose pictures can be decoded to their end; `bad` is told of the others."""
+    for vote in preferences:
+        try:
+            for name, picture in zip(("first", "second"), vote.pictures, strict=True):
+                try:
+                    decoded(picture.data).close()
+                except ValueError as error:
+                    raise ValueError(f"vote {vote.vote_id}: its {name} picture {error}") from None
+        except ValueError as error:
+            bad(error)
+            continue
+        yield vote
 
 
 _CHOICES: Mapping[tuple[float, float], Choice] = {(1.0, 0.0): "first", (0.0, 1.0): "second"}
