@@ -21,10 +21,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from slingstone.arena.errors import Contradicted
 from slingstone.arena.tables import DRAWINGS, TAKEN_BACK, VOTES
 from slingstone.preferences.table import PROVENANCE, Choice, Picture, Preference
 
 LOCK_TIMEOUT_S = 120
+_STANDS = VOTES.c.vote.not_in(sa.select(TAKEN_BACK.c.vote))
 BUSY_TIMEOUT_MS = 30_000
 _ADVISORY_LOCK = 0x51_1965  # any number, the same in every process that migrates
 
@@ -56,10 +58,6 @@ class Vote:
     shown_left: Literal["first", "second"] | None = None
     seconds: float | None = None
     time: datetime | None = None
-
-
-class Contradicted(ValueError):
-    """A pair has been voted on, otherwise."""
 
 
 class Store:
@@ -171,29 +169,42 @@ class Store:
             _insert_once(connection, TAKEN_BACK, {"vote": vote, "time": _now()})
         return True
 
-    def votes(self) -> list[dict[str, Any]]:
-        """Return all votes that stand, in the order of their arrival, with `first` and `second` as Drawings."""
+    def votes(self, after: int = 0) -> list[dict[str, Any]]:
+        """Return the votes that stand, in the order of their arrival.
+
+        Their fields are those of `Vote`, and `number`; `first` and `second` are Drawings, `first_key` and `second_key`
+        their keys.
+
+        Args:
+            after: leaves out votes whose number is not larger.
+        """
         one, two = DRAWINGS.alias("one"), DRAWINGS.alias("two")
         columns = [VOTES, *(column.label(f"one_{column.name}") for column in one.c)]
         columns += [column.label(f"two_{column.name}") for column in two.c]
         joined = VOTES.join(one, VOTES.c.first == one.c.drawing).join(two, VOTES.c.second == two.c.drawing)
-        stands = VOTES.c.vote.not_in(sa.select(TAKEN_BACK.c.vote))
-        query = sa.select(*columns).select_from(joined).where(stands).order_by(VOTES.c.number)
+        query = sa.select(*columns).select_from(joined).where(_STANDS, VOTES.c.number > after)
+        query = query.order_by(VOTES.c.number)
         with self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return [
             {column.name: row[column.name] for column in VOTES.c}
             | {"first": _drawing(row, "one_"), "second": _drawing(row, "two_")}
+            | {"first_key": row["first"], "second_key": row["second"]}
             for row in rows
         ]
 
     def count(self, voter: str | None = None) -> int:
         """Return how many votes stand, of one voter or of all."""
-        query = sa.select(sa.func.count()).select_from(VOTES).where(VOTES.c.vote.not_in(sa.select(TAKEN_BACK.c.vote)))
+        query = sa.select(sa.func.count()).select_from(VOTES).where(_STANDS)
         if voter is not None:
             query = query.where(VOTES.c.voter == voter)
         with self._engine.connect() as connection:
             return connection.execute(query).scalar_one()
+
+    def taken_back(self) -> int:
+        """Return how many votes were taken back."""
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(TAKEN_BACK)).scalar_one()
 
     # The table of preferences
 

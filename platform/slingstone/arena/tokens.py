@@ -8,6 +8,8 @@ from typing import Literal
 from itsdangerous import BadData, URLSafeTimedSerializer
 from pydantic import BaseModel, ConfigDict
 
+from slingstone.arena.errors import Refused
+
 SECRET_VARIABLE = "SLINGSTONE_ARENA_SECRET"
 LIFETIME_S = 24 * 3600
 
@@ -43,12 +45,12 @@ class PairTokens:
         """Return the pair of a token.
 
         Raises:
-            ValueError: it is no token of this arena, or older than a day.
+            Refused: it is no token of this arena, or older than a day.
         """
         try:
             return Pair.model_validate(self._signed.loads(token, max_age=LIFETIME_S))
         except BadData:
-            raise ValueError("token: is none of this arena's, or a day old; ask for another pair") from None
+            raise Refused("token: is none of this arena's, or a day old; ask for another pair") from None
 
 
 def new_vote() -> str:

@@ -77,6 +77,8 @@ class Arena(Section):
     """Directory under which everything is written; all nodes must see it."""
     generators: Annotated[tuple[Model, ...], Field(min_length=1)]
     """Who draws."""
+    skip_absent: bool = False
+    """Whether runs that have not exported anything yet are left out."""
     prompts: PathText
     """What is drawn in comparisons, and offered as examples: a file in the formats of `data.prompts`."""
     column: str | None = None
@@ -90,7 +92,7 @@ class Arena(Section):
     pairs: Pairs = Pairs()
     """Which two pictures are compared next."""
     drawers: Drawers = Drawers()
-    """Where pictures are drawn."""
+    """Where pictures are drawn, and judged."""
     door: Door = Door()
     """Who may come in."""
 
