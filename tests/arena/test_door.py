@@ -209,7 +209,7 @@ def test_where_typed_prompts_are_off_only_the_arenas_own_are_drawn(tmp_path, stu
 
 
 def test_a_voter_meets_some_of_his_pairs_again_with_sides_changed(tmp_path, studio):
-    client = opened(tmp_path, studio, pairs={"again": 0.5, "seeds": 1000})
+    client = opened(tmp_path, studio, pairs={"again": 0.5, "seeds": 10**9})
     seen, again = {}, 0
     for _ in range(60):
         pair = client.post("/api/pairs", json={"voter": "ann"}).json()

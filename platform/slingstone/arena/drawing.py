@@ -21,7 +21,7 @@ from slingstone.config.arena import Drawers
 from slingstone.config.comparison import Model, Stock
 from slingstone.evaluation.grids import to_picture
 from slingstone.networks.sampling import Sampler
-from slingstone.worker.measure import scorer
+from slingstone.worker.measure import judge
 from slingstone.worker.rewards import clients
 
 WARM_UP = "a picture"
@@ -81,8 +81,7 @@ class Judge:
     """A replica that scores pictures as people see them: 8 bits a channel."""
 
     def __init__(self, rewards: Rewards) -> None:
-        device = torch.device("cpu")
-        self._scorers = {name: scorer(client) for name, client in clients(rewards, device).items()}
+        self._judge = judge(clients(rewards, torch.device("cpu")))
 
     async def score(self, png: bytes, prompt: str) -> Mapping[str, float]:
         """Return the score of each reward."""
@@ -91,7 +90,7 @@ class Judge:
     def _score(self, png: bytes, prompt: str) -> Mapping[str, float]:
         levels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         images = torch.from_numpy(levels.copy()).permute(2, 0, 1)[None].float() / 255
-        return {name: float(judge(images, [prompt])[0]) for name, judge in self._scorers.items()}
+        return {name: float(scores[0]) for name, scores in self._judge(images, [prompt]).items()}
 
 
 def actor_options(settings: Drawers, entries: Sequence[Model]) -> dict[str, Any]:
