@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,10 @@ class Drawer:
         async def load(name: str) -> Sampler:
             return await asyncio.to_thread(load_sampler, self._entries[name], self._device)
 
-        self._load = serve.multiplexed(max_num_models_per_replica=settings.resident or 1)(load)
-        self._batched = serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)(
-            self._draw
-        )
+        keeping: Any = serve.multiplexed(max_num_models_per_replica=settings.resident or 1)
+        self._load: Callable[[str], Awaitable[Sampler]] = keeping(load)
+        together = serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)
+        self._batched: Callable[[Asked], Awaitable[Drawn]] = together(self._draw)
         if len(self._entries) == 1:
             (name,) = self._entries
             self._own = {name: load_sampler(self._entries[name], self._device)}

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
+from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -83,7 +84,7 @@ class Store:
         try:
             self._engine: Engine = sa.create_engine(uri, pool_pre_ping=True)
             if self._sqlite:
-                sa.event.listen(self._engine, "connect", _durable)
+                event.listen(self._engine, "connect", _durable)
             with lock, self._engine.connect() as connection:
                 self._migrate(connection)
         except ImportError as error:
