@@ -1,4 +1,4 @@
-"""The arena as a person meets it: its three views in a browser, by keyboard, on the embedded world; pictures for docs/."""
+"""The arena as a person meets it: three views in a browser, by keyboard, on the embedded world; pictures for docs/."""
 
 import json
 import os
