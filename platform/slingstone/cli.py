@@ -89,6 +89,49 @@ def plan(given: argparse.Namespace) -> None:
     print(scaling(found, given.gpus, assumed))
 
 
+def votes(given: argparse.Namespace) -> None:
+    """Look at votes of people on pairs of pictures, convert them, and split them by prompt."""
+    from itertools import islice
+
+    from slingstone.preferences.census import Census
+    from slingstone.preferences.locations import read, write
+    from slingstone.preferences.splits import split
+    from slingstone.preferences.table import decodable, stop
+
+    skipped: list[ValueError] = []
+    bad = skipped.append if given.skip_bad else stop
+    taken = islice(decodable(read(given.votes, bad), bad), given.limit)
+    match given.action:
+        case "stats":
+            census = Census.of(taken)
+            for name, value in census.table().items():
+                say(f"{name:<32} {value}")
+            census.refuse_useless(given.votes)
+        case "split":
+            counts = split(taken, given.target, given.share, given.seed)
+            say("  ".join(f"{given.target / side}.parquet {count} votes" for side, count in counts.items()))
+        case _:
+            say(f"{given.target}: {write(str(given.target), taken)} votes")
+    for error in skipped[:10]:
+        say(f"skipped {error}")
+    if skipped:
+        say(f"skipped {len(skipped)} bad rows")
+
+
+def arena(given: argparse.Namespace) -> None:
+    """Serve generators in a page in which people draw, compare and vote."""
+    from slingstone.arena.preparation import prepare
+    from slingstone.config import Arena, load_as, to_yaml
+
+    planned = prepare(load_as(Arena, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(planned), end="")
+        return
+    from slingstone.arena.opening import open_arena  # imports torch and ray, which take seconds
+
+    open_arena(planned, say)
+
+
 def head(given: argparse.Namespace) -> None:
     """Start or stop the local Ray head of this installation; `start` prints how a shell reaches it."""
     from slingstone.config.paths import ROOT
@@ -166,13 +209,35 @@ def _parser() -> argparse.ArgumentParser:
     example = "prompts.parti.num_prompts=100"
     add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {stop}")
     add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {stop}")
+    add_config(command(arena), "configs/arena/scenes.yaml", "door.port=8500", f"{check} arena {stop}")
     planned = add_config(command(plan), "configs/align/sdxl.yaml", "runtime.zero_stage=3")
     planned.add_argument("--gpus", type=int, default=8, help="GPUs that train")
     planned.add_argument("--device", default="h100", help="kind of GPU, such as a100")
     planned.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
     _add_export(command(export))
+    _add_votes(command(votes))
     command(head).add_argument("action", choices=("start", "stop"))
     return parser
+
+
+def _add_votes(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    does = {
+        "stats": "count choices, voters, duplicates and contradictions, and how far voters agree",
+        "import": "read votes of any format into a .parquet table, every picture decoded once",
+        "export": "write votes as .parquet, .csv, .json (HPDv2's) or .ranked.json (ImageReward's)",
+        "split": "write train.parquet and test.parquet, no prompt in both",
+    }
+    for action, told in does.items():
+        own = actions.add_parser(action, help=told, description=told)
+        own.add_argument("votes", help=".parquet, .csv or .json, a folder with one, or hf://datasets/owner/name")
+        if action != "stats":
+            own.add_argument("target", type=Path, help="directory" if action == "split" else "file to write")
+        if action == "split":
+            own.add_argument("--share", type=float, default=0.1, help="of the prompts that go to test.parquet")
+            own.add_argument("--seed", type=int, default=0, help="another one takes other prompts")
+        own.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be read, and count them")
+        own.add_argument("--limit", type=int, help="take only so many votes, from the start")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

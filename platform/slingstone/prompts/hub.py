@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,46 +45,68 @@ def local_copy(location: str, columns: Columns, storage: str) -> str:
     """
     if not location.startswith("hf://"):
         return location
-    named = HUB.fullmatch(location)
-    if named is None:
-        raise ValueError(
-            f"prompts {location!r}: is no dataset of the hub; write hf://datasets/owner/name[@revision][/path]"
-        )
     key = hashlib.sha256(json.dumps([location, *columns]).encode()).hexdigest()[:10]
-    copy = Path(storage) / "prompts" / f"{named['name'].replace('/', '--')}-{key}.parquet"
-    if not copy.is_file():
-        try:
-            table = _read(location, named, columns)
-        except ValueError as error:
-            raise ValueError(f"prompts {location!r}: {error}") from error
-        _write(table, copy)
+    try:
+        copy = Path(storage) / "prompts" / f"{_named(location)['name'].replace('/', '--')}-{key}.parquet"
+        if not copy.is_file():
+            with opened(location) as tables:
+                _write(_read(location, tables, columns), copy)
+    except ValueError as error:
+        raise ValueError(f"prompts {location!r}: {error}") from error
+    except HubAway as error:
+        raise HubAway(f"prompts {location!r}: {error}") from error
     return str(copy)
 
 
-def _read(location: str, named: re.Match[str], columns: Columns) -> Any:
+@contextmanager
+def opened(location: str) -> Iterator[dict[str, Any]]:
+    """Yield the parquet files of a hub's dataset by their paths, open: only what is read of them is sent.
+
+    Raises:
+        ValueError: the hub has no such dataset, revision or path.
+        HubAway: it does not answer, now or while the files are read.
+    """
+    named = _named(location)
     from huggingface_hub import HfApi, HfFileSystem
     from huggingface_hub import errors as hub
-    from pyarrow import concat_tables, parquet
+    from pyarrow import parquet
 
     try:
         revision, files = _files(HfApi(), named["name"], named["revision"], named["path"] or "")
-        system, opened = HfFileSystem(skip_instance_cache=True), []
+        system, tables = HfFileSystem(skip_instance_cache=True), {}
         for file in files:
             place = f"datasets/{named['name']}@{revision}/{file}"
-            opened.append(parquet.ParquetFile(system.open(place, block_size=BLOCK_BYTES), pre_buffer=True))
-        names = [
-            list(dict.fromkeys(chosen(table.schema_arrow.names, column) for column in columns)) for table in opened
-        ]
-        size = sum(map(_size, opened, names)) / 2**20
-        print(f"reading {', '.join(names[0])} of {location}: {size:.1f} MiB in {len(files)} files", file=sys.stderr)
-        return concat_tables([table.read(columns=own) for table, own in zip(opened, names, strict=True)])
+            tables[file] = parquet.ParquetFile(system.open(place, block_size=BLOCK_BYTES), pre_buffer=True)
+        yield tables
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.DisabledRepoError) as error:
         raise ValueError(f"the hub does not give it; mend the name, or log in: {_line(error)}") from error
     except ValueError:
         raise
     except Exception as error:  # of whatever transport the hub's client uses
-        remedy = "try again later, or name a file of prompts that is here"
-        raise HubAway(f"prompts {location!r}: the hub does not answer; {remedy}: {_line(error)}") from error
+        remedy = "try again later, or name a file that is here"
+        raise HubAway(f"the hub does not answer; {remedy}: {_line(error)}") from error
+
+
+def announce(location: str, tables: Mapping[str, Any], names: Sequence[Sequence[str]]) -> None:
+    """Tell on stderr how much will be read of each table, before it is."""
+    size = sum(map(_size, tables.values(), names)) / 2**20
+    print(f"reading {', '.join(names[0])} of {location}: {size:.1f} MiB in {len(tables)} files", file=sys.stderr)
+
+
+def _named(location: str) -> re.Match[str]:
+    if (named := HUB.fullmatch(location)) is None:
+        raise ValueError("is no dataset of the hub; write hf://datasets/owner/name[@revision][/path]")
+    return named
+
+
+def _read(location: str, tables: Mapping[str, Any], columns: Columns) -> Any:
+    from pyarrow import concat_tables
+
+    names = [
+        list(dict.fromkeys(chosen(table.schema_arrow.names, column) for column in columns)) for table in tables.values()
+    ]
+    announce(location, tables, names)
+    return concat_tables([table.read(columns=own) for table, own in zip(tables.values(), names, strict=True)])
 
 
 def _files(api: Any, name: str, revision: str | None, path: str) -> tuple[str, list[str]]:
