@@ -134,7 +134,7 @@ def test_older_pickscore_files_with_position_ids_load(spec: Spec, rewards_root: 
     images = torch.rand(1, 3, 24, 24)
     again = load(spec("pickscore", checkpoint=str(directory)))
     # Weights that lie elsewhere in memory may be added up in another order.
-    torch.testing.assert_close(again.score(images, ["red"]), model.score(images, ["red"]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(again.score(images, ["red"]), model.score(images, ["red"]), rtol=1e-5, atol=1e-5)
 
 
 def test_hps_loads_from_a_file_a_directory_or_a_directory_with_one_other_file(rewards_root: Path, tmp_path: Path):
