@@ -9,24 +9,24 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.saving import Checkpoints
 from slingstone.checkpoints.store import open_store
-from slingstone.config import flatten
+from slingstone.config import Experiment, flatten
 from slingstone.evaluation.table import numbers
 from slingstone.worker.assembly import assemble
 from slingstone.worker.assignment import Assignment
 from slingstone.worker.guard import HackingGuard
+from slingstone.worker.ranks import any_rank, crossed, mean_over_ranks
 from slingstone.worker.reporter import Reporter
 from slingstone.worker.rollback import Rollback
 
 
 def align(config: dict[str, Any]) -> dict[str, Any]:
     """Run one rank of an alignment; return the evaluations in summary.json's layout, or nothing if told to stop."""
-    assignment: Assignment = config["assignment"]
+    assignment: Assignment[Experiment] = config["assignment"]
     experiment, context = assignment.experiment, ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(experiment.runtime.threads_per_worker)
@@ -54,8 +54,8 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         images = parts.trainer.images
         reporter.step(mean_over_ranks(metrics), images, images - before)
         saved.advance()
-        stopping = _any_rank(reporter.stopping())
-        if _crossed(experiment.training.grid_every_images, before, images):
+        stopping = any_rank(reporter.stopping())
+        if crossed(experiment.training.grid_every_images, before, images):
             parts.average()
             found = parts.measure.short(parts.averaged)
             reporter.found("training", found, images)
@@ -64,7 +64,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
             if reporter.guarded(guard.judge(found, facts(images))).ends:
                 break
         ended = images >= experiment.training.num_images
-        if _crossed(experiment.training.checkpoint_every_images, before, images) or ended or stopping:
+        if crossed(experiment.training.checkpoint_every_images, before, images) or ended or stopping:
             saved.save(facts(images, score=_score(experiment.training.keep_best, found), rollbacks=rollback.rollbacks))
             reporter.saved(saved.waited_s, images)
         if stopping and not ended:
@@ -82,28 +82,6 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
     saved.finish()
     reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
     return results | guard.outcome
-
-
-def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Average each metric over the ranks; counts of dropped samples are added. A collective: keys must agree."""
-    names = sorted(metrics)
-    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
-    dist.all_reduce(values)
-    world = dist.get_world_size()
-    return {
-        name: value if name.startswith("nonfinite/") else value / world
-        for name, value in zip(names, values.tolist(), strict=True)
-    }
-
-
-def _crossed(every: int, before: int, after: int) -> bool:
-    return before // every < after // every
-
-
-def _any_rank(flag: bool) -> bool:
-    total = torch.tensor(float(flag))
-    dist.all_reduce(total)
-    return bool(total)
 
 
 def _score(name: str | None, summary: Mapping[str, Any] | None) -> float | None:
