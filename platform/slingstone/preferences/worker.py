@@ -61,8 +61,8 @@ def fit(config: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(fitting.seed * 65537 + rank)
     if (resumed := saved.restore()) is not None:
         told.say(f"resumed at {resumed.images} votes")
-    elif not trainer.history:
-        _note(trainer, validate(), told)
+    else:
+        saved.save(facts(0, score=_note(trainer, validate(), told)))  # no fit may end worse than it began
     spent, voted, last = 0.0, trainer.votes, 0.0
     while trainer.votes < training.num_votes and not _over(trainer, training.patience):
         before = trainer.votes
