@@ -88,14 +88,17 @@ def _to_grid(images: Tensor) -> Tensor:
 
 
 def _resize(images: Tensor, size: tuple[int, int], on_grid: bool) -> Tensor:
-    """Resize by antialiased bicubic interpolation; on the 8-bit grid in PIL's two passes, columns first."""
+    """Resize by antialiased bicubic interpolation; on the 8-bit grid in PIL's two passes, with its order of them."""
     if images.shape[-2:] == size:
         return images
     if not on_grid:
         return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True)
     # In units of the grid, so that a tie (common at twice the size) is one in float32 too; PIL rounds ties up.
     levels = _straight_through((images.detach() * 255).round(), images * 255)
-    for target in ((images.shape[-2], size[1]), size):
+    height, width = images.shape[-2:]
+    # Since Pillow 13, rows that shrink by more than twice as much as columns do go first.
+    rows_first = height - size[0] > max(0, 2 * (width - size[1]))
+    for target in ((size[0], width) if rows_first else (height, size[1]), size):
         if levels.shape[-2:] != target:
             resized = F.interpolate(levels, size=target, mode="bicubic", align_corners=False, antialias=True)
             levels = _straight_through((resized.detach() + 0.5).floor().clamp(0, 255), resized)

@@ -19,7 +19,7 @@ from reward_services.preprocess import hps_preprocess
 
 PUBLISHED_FILE = "HPS_v2.1_compressed.pt"
 GEOMETRY_FILE = "open_clip_config.json"
-# open_clip's head widths that a state dict does not tell; all other towers have 64.
+# open_clip's head widths of the towers that exist with one activation, gelu; all other towers have 64.
 _VISION_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 
 
@@ -34,8 +34,8 @@ class HPS(ClipReward):
     def read(cls, checkpoint: str | Path, tokenizer: str | None) -> tuple[CLIPModel, CLIPTokenizer]:
         """Read a `.pt` file, a directory with the published one or one other, or `owner/repository[/file]` on the hub.
 
-        The geometry comes from the state dict, or from an `open_clip_config.json` beside it where heads differ from
-        open_clip's own towers.
+        The geometry comes from the state dict, or from an `open_clip_config.json` beside it. Only of ViT-H, ViT-g and
+        ViT-bigG the state dict tells all: towers of other widths exist with gelu and with quick_gelu.
         """
         path = weights_file(checkpoint, cls.published_file)
         state = open_clip_to_transformers(read_state_dict(path))
@@ -72,6 +72,11 @@ def _geometry(state: Mapping[str, Tensor], described: Mapping[str, Any], path: P
     projection = shape("visual_projection")[0]
     width, _, _, patch = shape("vision_model.embeddings.patch_embedding")
     words, text_width = shape("text_model.embeddings.token_embedding")
+    if not described and width not in _VISION_HEAD_WIDTHS:
+        raise ValueError(
+            f"checkpoint {str(path)!r} has a picture tower of width {width}, whose weights do not tell its activation "
+            f"(gelu or quick_gelu) and heads; put open_clip's {GEOMETRY_FILE} beside it"
+        )
     head_width = described.get("vision_cfg", {}).get("head_width", _VISION_HEAD_WIDTHS.get(width, 64))
     text_heads = described.get("text_cfg", {}).get("heads", max(1, text_width // 64))
     positions = shape("vision_model.embeddings.position_embedding")[0] - 1

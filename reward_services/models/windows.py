@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
+from reward_services.contents import local_path
 from reward_services.models import clip, ensemble, imagereward
-from reward_services.models.checkpoints import fetch, local_path, read_tokenizer, weights_file
+from reward_services.models.checkpoints import fetch, read_tokenizer, weights_file
 from reward_services.models.clip_score import ClipScore
 from reward_services.models.hps import HPS, HPSv2
 from reward_services.models.pickscore import PickScore

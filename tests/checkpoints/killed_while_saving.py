@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from slingstone import atomic
 from slingstone.checkpoints import saving, store
 from tests.small_run import small
 
@@ -34,7 +35,7 @@ def save_and_die(directory: Path, moment: str) -> None:
     if moment == "first file":
         saving.write = half_a_file
     elif moment == "manifest":
-        store._sync = die
+        atomic._sync = die
     elif moment == "rename":
         Path.rename = die
     else:

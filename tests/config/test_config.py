@@ -258,3 +258,11 @@ def test_loading_takes_under_a_second_and_neither_torch_nor_ray():
         took.append(time.perf_counter() - start)
         assert said.stdout.strip() == "[]"
     assert min(took) < 1.0
+
+
+@pytest.mark.parametrize("key", ["training.keep_best", "guard.best.metric"])
+def test_a_number_that_no_evaluation_has_is_refused_at_the_start_also_where_the_oracle_has_others(key):
+    given = f"{key}=utilty" if key.startswith("training") else "guard.best={metric: utilty}"
+    assert f"{key} = 'utilty': is in no evaluation of this run; it has rewards/" in message(SCENES, given)
+    assert "caption_accuracy" in message(SCENES, given)
+    assert load(SCENES, ["training.keep_best=utility"]).training.keep_best == "utility"

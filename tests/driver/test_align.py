@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from slingstone.config import flatten
 from slingstone.driver import launch
+from tests.driver.test_shipped import check_shipped
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 ALONE = ("runtime.num_workers=1", "rewards.backend=in_process", "evaluation.reference=null", "evaluation.num_prompts=2")
@@ -76,6 +77,8 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     assert f"`{found.data.tags['git_commit']}`" in card
     grid = Image.open(artifacts / "pictures" / "grid.png")
     assert grid.size > (3 * 48, 2 * 48)
+
+    check_shipped(run, summary, tmp_path / "again")
 
     text = "\n".join(said)
     assert "32/32 images" in text

@@ -8,6 +8,7 @@ import pytest
 from reward_services.deployment import build
 from slingstone.config import Experiment, flatten, load
 from slingstone.driver import placement
+from slingstone.driver.packing import Actor, Room, fits
 
 SCENES = Path(__file__).resolve().parents[2] / "configs" / "align" / "scenes.yaml"
 APART = ("placement.trainer=slingstone/group=trainer", "placement.rewards=slingstone/group=reward")
@@ -130,3 +131,51 @@ def test_a_placement_is_overridden_and_flattened_like_any_key():
     flat = flatten(scenes(*APART))
     assert flat["placement.trainer"] == "slingstone/group=trainer"
     assert load(SCENES, [f"{key}={value}" for key, value in flat.items()]) == scenes(*APART)
+
+
+def gpu_rewards(*shares: float) -> list[str]:
+    """Return overrides that give the rewards of the demo these parts of a GPU."""
+    names = ("pickscore", "hps", "imagereward")
+    fields = [f"rewards.services.{name}.num_gpus={share}" for name, share in zip(names, shares, strict=True)]
+    return [*fields, *(f"rewards.services.{name}.num_cpus=1" for name in names)]
+
+
+def test_three_rewards_of_more_than_half_a_gpu_are_refused_on_two_gpus_before_they_wait_in_silence():
+    run = scenes(*gpu_rewards(0.6, 0.6, 0.6))
+    with pytest.raises(ValueError, match="placement: 2 workers of 1 CPUs") as caught:
+        placement.check(run, [node(None, CPU=16.0, GPU=2.0)])
+    assert "1 of imagereward of 1 CPUs and 0.6 GPUs each find no room together" in str(caught.value)
+    assert "16 CPUs and 2 GPUs (1)" in str(caught.value)
+    placement.check(run, [node(None, CPU=16.0, GPU=3.0)])
+    placement.check(scenes(*gpu_rewards(0.6, 0.5, 0.5)), [node(None, CPU=16.0, GPU=2.0)])
+
+
+def test_a_whole_gpu_is_on_one_node_and_has_nobody_else_on_it():
+    run = scenes(*gpu_rewards(2, 0.5, 0.5))
+    with pytest.raises(ValueError, match="find no room together"):
+        placement.check(run, [node(None, CPU=8.0, GPU=1.0), node(None, CPU=8.0, GPU=1.0), node(None, CPU=8.0, GPU=1.0)])
+    placement.check(run, [node(None, CPU=8.0, GPU=1.0), node(None, CPU=8.0, GPU=2.0)])
+
+
+def test_labels_and_workers_count_when_rewards_are_packed():
+    apart = ("rewards.services.hps.node_label=gpu=l4", "runtime.use_gpu=true")
+    labelled = node(None, CPU=8.0, GPU=1.0) | {"Labels": {"gpu": "l4"}}
+    placement.check(scenes(*gpu_rewards(0.5, 0.6, 0.4), *apart), [labelled, node(None, CPU=8.0, GPU=3.0)])
+    with pytest.raises(ValueError, match="find no room together"):
+        # Workers take two of the three GPUs, and the third is too small for both others.
+        placement.check(scenes(*gpu_rewards(0.5, 0.6, 0.6), *apart), [labelled, node(None, CPU=8.0, GPU=3.0)])
+
+
+def test_packing_finds_what_taking_the_largest_first_does_not_and_knows_when_there_is_no_room():
+    everywhere = frozenset({0})
+    shares = [0.6, 0.4, 0.5, 0.3, 0.2]
+    assert fits([Actor(0, share, everywhere) for share in shares], [Room(0, (1.0, 1.0))])
+    assert fits([Actor(0, s, everywhere) for s in (0.44, 0.3, 0.26, 0.37, 0.33, 0.3)], [Room(0, (1.0, 1.0))])
+    assert not fits([Actor(0, 0.4, everywhere)] * 5, [Room(0, (1.0, 1.0))])
+    nodes = frozenset(range(64))
+    rooms = [Room(96.0, (1.0,) * 8)] * 64
+    workers, replicas = [Actor(4, 1, nodes)] * 488, [Actor(4, 0.6, nodes)] * 24
+    assert fits(workers + replicas, rooms)
+    three = [Room(96.0, (1.0,) * 8)] * 3
+    assert fits([Actor(4, 0.6, frozenset({0, 1, 2}))] * 24, three)
+    assert not fits([Actor(4, 0.6, frozenset({0, 1, 2}))] * 25, three)

@@ -74,8 +74,14 @@ BF16 = "runtime.precision=bf16"
 
 @pytest.mark.parametrize(
     "overrides",
-    [PLAIN, (*PLAIN, LORA), (*PLAIN, BF16), (*PLAIN, LORA, BF16)],
-    ids=["full", "lora", "full bf16", "lora bf16"],
+    [
+        PLAIN,
+        (*PLAIN, LORA, BF16),
+        # The everyday runs of driver/test_shipped.py leave little to these.
+        pytest.param((*PLAIN, LORA), marks=pytest.mark.slow),
+        pytest.param((*PLAIN, BF16), marks=pytest.mark.slow),
+    ],
+    ids=["full", "lora bf16", "lora", "full bf16"],
 )
 def test_a_process_without_slingstone_draws_the_trainers_picture(
     micro: Callable[..., Experiment], tmp_path: Path, overrides: tuple[str, ...]
@@ -136,6 +142,25 @@ def test_an_export_writes_below_its_target_alone_and_no_name_leads_it_elsewhere(
     assert call(directory, tmp_path / "out") == 1
     assert "name = '../../outside'" in capsys.readouterr().err
     assert tree().keys() == after.keys(), "nothing was written"
+
+
+def test_an_export_over_an_older_one_leaves_nothing_of_it_and_other_files_are_never_replaced(
+    micro: Callable[..., Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, _ = trained(micro(*PLAIN))
+    target, own = tmp_path / "exported", tmp_path / "own"
+    left = target / "unet" / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of a larger network")
+    (target / "model_index.json").write_text("{}")
+    own.mkdir()
+    (own / "letter.txt").write_text("dear")
+    assert call(directory, target) == 0
+    assert not left.exists()
+    assert (target / "unet" / "config.json").is_file()
+    assert call(directory, own) == 1
+    assert "holds something else than an export" in capsys.readouterr().err
+    assert [path.name for path in own.iterdir()] == ["letter.txt"]
 
 
 def test_onnx_of_generator_and_decoder_draws_torchs_picture(tmp_path: Path) -> None:

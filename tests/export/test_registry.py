@@ -98,3 +98,7 @@ def test_better_is_what_the_mode_says(mode, expected):
     settings = Registry(name="pictures", metric="utility", mode=mode)
     assert registry.beats(settings, {"utility": "0.6"}, {"utility": "0.5"}) == expected
     assert not registry.beats(settings, {}, None)
+    for lost in ("nan", "inf", "-inf"):
+        assert not registry.beats(settings, {"utility": lost}, None)
+        assert not registry.beats(settings, {"utility": lost}, {"utility": "0.5"})
+        assert registry.beats(settings, {"utility": "0.5"}, {"utility": lost})

@@ -6,11 +6,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from slingstone.networks.adapters import TRAINED, Adapter, merged, sharing_copy, trained_part
+from slingstone.networks.adapters import Adapter, merged, sharing_copy, trained_part
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.sampling import noise_of_seeds
@@ -126,66 +124,3 @@ def test_layers_that_are_not_there_are_named(tmp_path: Path) -> None:
     nowhere = Adapter(4, 4.0, ("to_everything",))
     with pytest.raises(ValueError, match=r"lora.target_modules is \['to_everything'\]"):
         load(directory, directory, generator_timestep=625, lora=nowhere)
-
-
-def kohya(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Return LoRA weights in the dialect in which LCM's and Hyper-SD's are published."""
-    found = {}
-    for name, weight in weights.items():
-        layer, _, matrix = name.removesuffix(".weight").rpartition(".")
-        flat = "lora_unet_" + layer.replace(".", "_")
-        found[f"{flat}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = weight.half()
-        found[f"{flat}.alpha"] = torch.tensor(alpha)
-    return found
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, StableDiffusionXLPipeline]:
-    """An SDXL pipeline, a file with a LoRA of it, and diffusers' own pipeline with that LoRA."""
-    root = tmp_path_factory.mktemp("published")
-    directory = str(tiny_sdxl.write_pipeline(root / "sdxl"))
-    family = load(directory, directory, generator_timestep=399, lora=LORA)
-    network = shaken(family.generator).network
-    weights = {
-        name.replace(f".{TRAINED}.", "."): weight.detach()
-        for name, weight in network.named_parameters()
-        if weight.requires_grad
-    }
-    file = root / "sdxl-lightning_1step_lora.safetensors"
-    save_file(kohya(weights, alpha=2.0), file)
-    stock = StableDiffusionXLPipeline.from_pretrained(directory)
-    stock.load_lora_weights(str(file))
-    return directory, str(file), stock
-
-
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_a_published_lora_starts_the_generator_that_diffusers_makes_of_it(published, lora: Adapter | None) -> None:
-    directory, file, stock = published
-    family = load(directory, file, generator_timestep=399, generator_input="unscaled", lora=lora)
-    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
-    own, ours = copy.deepcopy(family.generator), family.generator
-    own.network = stock.unet
-    with torch.no_grad():
-        expected = own(z, condition)
-        torch.testing.assert_close(ours(z, condition), expected, rtol=0, atol=1e-4)
-        base = load(directory, directory, generator_timestep=399, generator_input="unscaled").generator
-        assert (base(z, condition) - expected).abs().mean() > 1e-3, "the LoRA must matter"
-    if lora is None:
-        assert all(weight.requires_grad for weight in ours.parameters())
-        return
-    own_bytes = storages(ours).keys() - storages(family.reference).keys()
-    assert sum(storages(ours)[address] for address in own_bytes) < 0.5 * sum(storages(family.reference).values())
-    assert all(".trained." in name for name, weight in ours.named_parameters() if weight.requires_grad)
-    alone = merged(shaken(ours).network)
-    own.network = alone
-    with torch.no_grad():
-        torch.testing.assert_close(own(z, condition), ours(z, condition), rtol=0, atol=1e-4)
-
-
-def test_a_lora_of_another_network_is_refused(published, tmp_path: Path) -> None:
-    _, file, _ = published
-    with pytest.raises(ValueError, match=r"generator .* does not fit the reference's network as a LoRA"):
-        load(str(tiny.write_pipeline(tmp_path / "sd")), file, generator_timestep=399)
-    pixart = str(tiny_pixart.write_pipeline(tmp_path / "pixart"))
-    with pytest.raises(ValueError, match="PixArtAlphaPipeline cannot read"):
-        load(pixart, file, generator_timestep=440)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import BertTokenizer, CLIPTokenizer
 
+from reward_services.contents import local_path
 from reward_services.models import load
-from reward_services.models.checkpoints import fetch, local_path, read_state_dict
+from reward_services.models.checkpoints import fetch, read_state_dict
 from reward_services.models.head import RewardHead
 from reward_services.models.hps import HPS, PUBLISHED_FILE, HPSv2
 from reward_services.models.imagereward import ImageReward
@@ -180,12 +181,20 @@ def test_hps_on_the_hub_names_its_file(spec: Spec):
         load(spec("hps", checkpoint="xswu/HPSv2/HPS_v2_compressed.pt"))
 
 
-def test_heads_follow_open_clip_where_no_sidecar_says_otherwise(rewards_root: Path, tmp_path: Path):
+def test_a_tower_that_exists_with_two_activations_is_refused_until_a_sidecar_says_which(
+    rewards_root: Path, tmp_path: Path
+):
     directory = _copy(rewards_root, "hps", tmp_path)
     assert HPS.load(directory).similarity.model.config.vision_config.num_attention_heads == 4
-    (directory / "open_clip_config.json").unlink()
+    sidecar = directory / "open_clip_config.json"
+    described = json.loads(sidecar.read_text())
+    sidecar.unlink()
+    with pytest.raises(ValueError, match=r"do not tell its activation \(gelu or quick_gelu\) and heads"):
+        HPS.load(directory)
+    described["model_cfg"]["quick_gelu"] = True
+    sidecar.write_text(json.dumps(described))
     config = HPS.load(directory).similarity.model.config
-    assert config.vision_config.num_attention_heads == config.text_config.num_attention_heads == 1
+    assert config.vision_config.hidden_act == config.text_config.hidden_act == "quick_gelu"
 
 
 def test_heads_of_the_published_towers_are_known():

@@ -12,7 +12,8 @@ from reward_services.preprocess import (
     pickscore_preprocess,
     square_side,
 )
-from reward_services.protocol import OVERSHOOT
+from reward_services.protocol import OVERSHOOT, InvalidRequestError, check_request
+from workbench.parity.pictures import as_tensor
 
 RULES = (pickscore_preprocess, hps_preprocess, imagereward_preprocess)
 # Portrait and landscape; odd and even excess; shrinking and enlarging.
@@ -159,3 +160,37 @@ def test_fitting_here_and_normalising_there_is_the_whole_rule_bit_for_bit(rule, 
 def test_a_size_that_is_no_square_is_refused():
     with pytest.raises(ValueError, match=r"image_size=\(224, 336\)"):
         square_side((224, 336), "image_size")
+
+
+FROM_1_4_TO_4_1 = ((6, 24), (24, 96), (48, 12), (200, 50), (50, 200), (96, 24), (75, 24), (13, 8), (12, 48), (90, 31))
+
+TIES = 5e-3
+"""Share of values that may be a step apart: ties, which PIL's fixed-point arithmetic breaks either way."""
+GREY_OR_PALETTE = {"L": (75, 24), "P": (200, 50)}
+
+
+@pytest.mark.parametrize("mode", ["RGB", *GREY_OR_PALETTE])
+def test_exact_equals_the_transformers_processor_from_1_4_to_4_1_up_and_down_in_grey_and_of_a_palette(mode: str):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    for shape in FROM_1_4_TO_4_1 if mode == "RGB" else (GREY_OR_PALETTE[mode],):
+        picture = _pil(_picture(*shape)).convert(mode)
+        theirs = torch.as_tensor(np.array(processor(picture)["pixel_values"]))
+        assert _share_different(pickscore_preprocess(24, "exact")(as_tensor(picture)), theirs) <= TIES, shape
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_exact_imagereward_equals_pil_from_1_4_to_4_1_up_and_down_and_in_grey(mode: str):
+    for height, width in FROM_1_4_TO_4_1:
+        picture = _pil(_picture(height, width)).convert(mode)
+        resized = (int(24 * width / height), 24) if height <= width else (24, int(24 * height / width))
+        top, left = round((resized[1] - 24) / 2), round((resized[0] - 24) / 2)
+        array = np.array(picture.resize(resized, Image.Resampling.BICUBIC).convert("RGB"))
+        theirs = _normalised(array[top : top + 24, left : left + 24])
+        ours = imagereward_preprocess(24, "exact")(as_tensor(picture))
+        assert _share_different(ours, theirs) <= TIES, (height, width)
+
+
+def test_a_picture_with_alpha_is_refused_since_upstream_has_no_one_reading_of_it():
+    """transformers blends it over white, torchvision's rule resizes it and then drops alpha."""
+    with pytest.raises(InvalidRequestError, match=r"shape \(1, 4, 24, 24\)"):
+        check_request("pickscore", np.zeros((1, 4, 24, 24), np.float32), ["a red circle"])

@@ -1,5 +1,7 @@
 """How rewards are combined, and what happens when one cannot be had: on one rank, and on two that must agree."""
 
+import copy
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slingstone.step.panel import PendingReward, RewardPanel, RewardsLost, RewardTerm, RunningScale, Scale, Tolerance
+from slingstone.step.trainer import Timesteps
 from tests.step.conftest import Ready, World, linear_reward, make_world
 
 SLOPE = torch.tensor([1.0, 2.0, 3.0])
@@ -180,6 +183,14 @@ def test_a_fixed_scale_divides_score_and_gradient():
     assert "normalised/two" not in found.metrics
 
 
+def test_the_norm_of_each_rewards_own_gradient_is_logged_whatever_its_weight_and_scale():
+    terms = [replace(linear_reward("one", SLOPE, 3.0), scale=Scale(5.0, 4.0)), linear_reward("two", 2 * SLOPE, 0.0)]
+    metrics = collect(RewardPanel(terms), pictures()).metrics
+    norm = float(SLOPE.norm())
+    assert float(metrics["grad_norm/reward/one"]) == pytest.approx(norm)
+    assert float(metrics["grad_norm/reward/two"]) == pytest.approx(2 * norm)
+
+
 def constant_scores(scores: Sequence[Sequence[float]]) -> Callable[[Tensor, Sequence[str]], PendingReward]:
     """Return a reward with these scores, call by call, and a gradient of ones."""
     calls = iter(scores)
@@ -219,6 +230,45 @@ def test_a_running_scale_forgets_by_half_every_half_life_and_survives_a_checkpoi
     fresh = RewardPanel([replace(term, submit=constant_scores(scores[2:]))])
     fresh.load_state_dict({})
     assert float(collect(fresh, pictures()[:2]).gradient[0, 0, 0, 0]) == pytest.approx(1 / 0.5)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_near_equal_scores_at_the_start_make_no_step_too_strong(batch: int):
+    """The gradient of each step is that of a reward divided by the deviation that the scores turn out to have."""
+    noise = torch.Generator().manual_seed(0)
+    near_equal = [[0.3 + 1e-3 * index for index in range(batch)]]
+    scores = near_equal + torch.randn(99, batch, generator=noise).tolist()
+    world = _world([RewardTerm("one", 1.0, constant_scores(scores), RunningScale(1e4))])
+    # Without divergence and noise, what reaches the generator's mean is the reward's gradient alone.
+    world.settings = replace(world.settings, batch_size=batch, generator_timesteps=Timesteps(5, 5))
+    world.assistant = copy.deepcopy(world.reference)
+    world.assistant_lr = 0.0
+    gradients, _ = _gradients(world, 3)
+    strengths = torch.stack([gradient[:3].abs().mean() for gradient in gradients])
+    torch.testing.assert_close(strengths, torch.full_like(strengths, 2.0), rtol=0.2, atol=0)
+
+
+def test_scales_are_gathered_once_and_a_resumed_run_has_them():
+    world = _world([replace(linear_reward("one", SLOPE), scale=RunningScale(1e4))])
+    trainer = world.build()
+    trainer.step()
+    assert trainer.rewards.state_dict()["moments"]["one"][0] == pytest.approx(3 * 32, rel=0.01), "64 and its own 32"
+    resumed = RewardPanel(world.rewards)
+    assert resumed.gathering
+    resumed.load_state_dict(trainer.rewards.state_dict())
+    assert not resumed.gathering
+    trainer.step()
+    assert trainer.rewards.state_dict()["moments"]["one"][0] == pytest.approx(4 * 32, rel=0.02)
+
+
+def test_a_reward_whose_scores_are_no_numbers_ends_no_gathering_in_a_hang_and_its_mean_is_no_number():
+    world = _world([RewardTerm("one", 1.0, constant_scores([[float("nan")] * 32] * 9), RunningScale(1e4))])
+    trainer = world.build()
+    metrics = trainer.step()
+    assert metrics["nonfinite/generator"] == 32
+    assert math.isnan(metrics["reward/one"])
+    assert math.isnan(metrics["normalised/one"])
+    assert math.isfinite(metrics["loss/divergence"]), "the divergence was computed of pictures that are in order"
 
 
 def test_a_reward_that_does_not_vary_is_left_at_its_scale():

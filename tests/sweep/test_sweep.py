@@ -1,6 +1,7 @@
 """A sweep on a local cluster: every trial accounted for, failures and interruptions included."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -71,6 +72,21 @@ def test_a_path_or_a_value_that_the_run_does_not_have_is_refused_before_anything
     kinds = {"kind": "choice", "values": [{"kind": "kl"}, {"kind": "squared_l3"}]}
     with pytest.raises(ConfigError, match=r"objective.distance.kind = 'squared_l3'"):
         planned(write_sweep(space={"objective.distance": kinds}))
+
+
+def test_what_all_trials_share_cannot_be_varied_and_what_is_a_trials_own_can(write_sweep):
+    two = {"kind": "choice", "values": ["exact", "smooth"]}
+    said = r"space\.rewards\.services\.hps\.preprocess: all trials share one service of each reward, so that"
+    space = {"rewards.services.hps.preprocess": two}
+    with pytest.raises(ValueError, match=said):
+        planned(write_sweep(space=space))
+    with pytest.raises(ValueError, match=r"trial_overrides: .* rewards\.services\.hps\.dtype cannot differ"):
+        planned(write_sweep(trial_overrides=[*SHORT, "rewards.services.hps.dtype=bfloat16"]))
+    with pytest.raises(ValueError, match=r"space\.rewards\.backend: all trials share"):
+        planned(write_sweep(space={"rewards.backend": {"kind": "choice", "values": ["serve", "in_process"]}}))
+    assert planned(write_sweep(space=space, overrides=["rewards.backend=in_process"])).num_trials == 3
+    own = {"kind": "uniform", "low": 1, "high": 2}
+    planned(write_sweep(space={"rewards.services.pickscore.weight": own, "rewards.services.pickscore.deadline_s": own}))
 
 
 def test_a_signal_that_is_trained_on_is_refused(write_sweep):
@@ -147,6 +163,11 @@ def test_the_recommended_trial_is_the_best_held_out_one_that_no_other_beats(writ
     assert analysis.recommended(few, rows)["name"] == "low"
     worse = few.model_copy(update={"signal": Metric(metric="hps", mode="min")})
     assert analysis.recommended(worse, rows)["name"] == "twin"
+
+    for value in (math.nan, math.inf, -math.inf):
+        lost = [row("lost", value, value, value), *rows]
+        for chosen in (few, worse):
+            assert analysis.recommended(chosen, lost)["name"] == analysis.recommended(chosen, rows)["name"]
 
 
 def test_the_search_learns_from_all_objectives_and_stays_in_the_ranges(write_sweep):

@@ -1,7 +1,7 @@
 """The guard: its decisions, from numbers to action; what carries them out on every rank; a whole run on a cluster."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from slingstone import atomic
 from slingstone.checkpoints.manifest import Facts
-from slingstone.config import ConfigError, Guard, load
+from slingstone.config import ConfigError, Evaluation, Guard, flatten, load
 from slingstone.driver import launch
 from slingstone.worker.guard import Finding, HackingGuard, decide
+from slingstone.worker.measure import Measure
+from tests.small_run import small
 
 INIT = Finding(0, {"held": -1.0, "diversity": 0.2, "utility": 0.5})
 
@@ -116,40 +119,53 @@ def test_a_guard_that_could_not_work_is_refused(write_run, guard, said):
 
 @dataclass
 class FakeCheckpoints:
-    """Hold the images of one state, a file a rank, as real checkpoints hold its shards."""
+    """Hold the facts of one state, a file a rank, as real checkpoints hold its shards."""
 
     file: Path
     restored: list[str] = field(default_factory=list)
 
     def save(self, facts: Facts) -> None:
-        self.file.write_text(facts.name)
-
-    def finish(self) -> None:
+        self.file.write_text(json.dumps(asdict(facts)))
         dist.barrier()
 
-    def newest(self) -> str | None:
-        return self.file.read_text() if self.file.is_file() else None
+    def best(self) -> Facts | None:
+        return Facts(**json.loads(self.file.read_text())) if self.file.is_file() else None
 
     def restore_from(self, name: str) -> Facts:
         self.restored.append(name)
         return Facts(int(name), 2, "", {})
 
 
-class FakeMeasure:
+class FakeMeasure(Measure):
     """Knows the initial generator's numbers."""
+
+    def __init__(self) -> None:
+        pass
 
     def initial_short(self, generator: object) -> dict:
         return {"rewards": {"held": 0.5}, "diversity": 0.2}
 
 
+BY_HELD = {"guard.best.metric": "rewards/held", "guard.best.mode": "max"}
+
+
 def guarded(rank: int, store: str, directory: Path, result: Path) -> None:
-    """Guard a run on one of two ranks, interrupted after its third evaluation; rank 1 sees numbers of its own."""
+    """Guard a run on one of two ranks, interrupted after its third evaluation.
+
+    Rank 1 sees numbers of its own, and of the run's directory a listing so old that nothing is in it.
+    """
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     rule = {"metric": "diversity", "below": 0.5, "patience": 2, "action": "roll_back"}
     guard = Guard.model_validate({"rules": [rule], "best": {"metric": "rewards/held"}})
 
     def facts(images: int) -> Facts:
-        return Facts(images, 2, "", {})
+        return Facts(images, 2, "", BY_HELD)
+
+    directory = directory if rank == 0 else directory / "stale"
+    if rank == 0:
+        atomic.write_text(directory / "init.json", json.dumps({"diversity": 0.2}))
+    measure = Measure(Evaluation(prompts="none", num_prompts=1), None, {}, directory, rank, 2)
+    known = measure.initial(None)  # a rank that went on to evaluate would wait for the other one for ever
 
     def see(guard: HackingGuard, images: int, held: float, diversity: float) -> str:
         seen = diversity if rank == 0 else 0.2
@@ -163,7 +179,12 @@ def guarded(rank: int, store: str, directory: Path, result: Path) -> None:
     again.begin(FakeMeasure(), None, facts(20))
     actions += [see(again, 30, 0.9, 0.05), see(again, 40, 0.95, 0.05)]
     again.finish()
-    found = {"actions": actions, "restored": best.restored, "guard": again.outcome["guard"]["best_images"]}
+    found = {
+        "actions": actions,
+        "restored": best.restored,
+        "guard": again.outcome["guard"]["best_images"],
+        "known": known,
+    }
     (result / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -178,6 +199,80 @@ def test_two_ranks_obey_the_same_decision_and_restore_the_best_state_also_after_
         assert found["actions"] == ["go_on", "go_on", "go_on", "go_on", "roll_back"], "patience counts from before"
         assert found["restored"] == ["000000000020"], "the best that broke no rule, though 40 images scored higher"
         assert found["guard"] == 20
+        assert found["known"] == {"diversity": 0.2}, "what rank 0 sees"
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_after_a_return_the_undone_evaluations_count_for_no_patience_and_the_best_by_score_is_kept(tmp_path, alone):
+    rule = {"metric": "diversity", "below": 0.5, "patience": 2, "action": "roll_back"}
+    settings = Guard.model_validate({"rules": [rule], "best": {"metric": "rewards/held"}})
+    run = small(tmp_path / "best", ["training.keep_checkpoints=1"])
+
+    def begun(images: int) -> HackingGuard:
+        made = HackingGuard(settings, tmp_path / "guard", run.saved, 0)
+        made.begin(FakeMeasure(), torch.nn.Identity(), Facts(images, 1, "mlflow", config))
+        return made
+
+    config = flatten(run.experiment) | BY_HELD
+    run.saved.config = config
+    watched = begun(0)
+
+    def see(images: int, held: float, diversity: float = 0.2) -> str:
+        found = {"rewards": {"held": held}, "diversity": diversity}
+        return watched.judge(found, Facts(images, 1, "mlflow", config)).action
+
+    see(8, 0.6)
+    see(24, 0.7)
+    see(32, 0.65, diversity=0.05)
+    watched.go_back(8)
+    run.steps(2)
+    better = run.everything()
+    assert see(16, 0.8) == "go_on"
+    assert see(24, 0.75, diversity=0.05) == "go_on", "the broken rule of 32 images was undone"
+    watched = begun(24)  # a restart
+    run.steps(1)
+    assert see(32, 0.7, diversity=0.05) == "roll_back"
+    watched.finish()
+    assert watched.outcome["guard"]["best_images"] == 16
+    assert all(torch.equal(better[name], value) for name, value in run.everything().items())
+    assert run.saved.store.names() == ["000000000016"]
+    seen = [entry["images"] for entry in json.loads((tmp_path / "guard" / "history.json").read_text())]
+    assert seen == [0, 8, 16, 24, 32]
+
+
+def test_a_best_by_another_number_is_no_best(tmp_path, alone):
+    run = small(tmp_path / "best")
+    config = flatten(run.experiment) | BY_HELD
+    run.saved.config = config
+    facts = Facts(8, 1, "mlflow", config, score=5.0)
+    run.saved.save(facts)
+    rule = {"metric": "diversity", "below": 0.5, "action": "roll_back"}
+    by_diversity = Guard.model_validate({"rules": [rule], "best": {"metric": "diversity"}})
+    watched = HackingGuard(by_diversity, tmp_path / "guard", run.saved, 0)
+    now = replace(facts, config=config | {"guard.best.metric": "diversity"}, score=None)
+    watched.begin(FakeMeasure(), torch.nn.Identity(), now)
+    assert run.saved.store.names() == []
+    assert watched.judge({"rewards": {"held": 0.1}, "diversity": 0.3}, replace(now, images=16)).keep
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bound", ["below", "above"])
+def test_what_is_not_finite_breaks_every_rule_on_it_is_never_best_and_always_beaten(value, bound):
+    rules = guard(
+        {"metric": "diversity", bound: 0.5, "action": "roll_back", "relative": "absolute"},
+        best={"metric": "held", "mode": "min"},
+    )
+    decision = decide(rules, [INIT, seen(10, diversity=value, held=value)], INIT)
+    assert (decision.action, decision.best, decision.keep) == ("roll_back", 0, False)
+    assert "diversity is not finite: the generator drew pictures that are not" in str(decision)
+    sound = seen(20, diversity={"below": 0.6, "above": 0.4}[bound])
+    assert decide(rules, [INIT, sound], seen(10, held=value)).keep
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from slingstone.config.experiment import ORACLE_MEASURED
 from slingstone.world.captions import COLOURS, Scene, Thing, sample_scenes
 from slingstone.world.drawing import draw, render, sample_layout
 from slingstone.world.oracle import Oracle
@@ -36,6 +37,11 @@ def test_captions_of_one_and_of_two_things_are_judged_apart():
     )
     assert verdict["accuracy/one_object"].nan_to_num(-1).tolist() == [1, -1]
     assert verdict["accuracy/two_objects"].nan_to_num(-1).tolist() == [-1, 0]
+
+
+def test_the_numbers_of_the_oracle_are_those_that_a_configuration_may_name():
+    found = Oracle()(torch.zeros(1, 3, 48, 48), [Scene((Thing("red", "circle", "large"),), "white").caption])
+    assert sorted(found) == sorted(ORACLE_MEASURED)
 
 
 def test_swapped_things_break_the_relation():

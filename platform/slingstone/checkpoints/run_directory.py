@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from reward_services.contents import local_path
+from reward_services.identity import identity
+from slingstone import atomic
 from slingstone.checkpoints.store import open_store
 from slingstone.config import Experiment, TrainingJob, flatten, load_as, to_yaml
 from slingstone.config.paths import of_sources
@@ -56,7 +59,7 @@ def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) 
     differing = [
         f"{key} ({old} -> {new})"
         for key, (old, new) in both.items()
-        if of_sources(old) != of_sources(new) and not key.startswith(MAY_CHANGE)
+        if of_sources(old) != of_sources(new) and not key.startswith(MAY_CHANGE) and not key.endswith(".application")
     ]
     if differing:
         may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
@@ -74,9 +77,8 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a run that came to its end."""
-        path = self.directory / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """The summary of a run that came to its end; one that is cut short is written again by a last evaluation."""
+        return atomic.read_json(self.directory / "summary.json")
 
     def complete(self, experiment: Experiment) -> bool:
         """Tell whether nothing is left of a run: it came to its end, or its guard called it off."""
@@ -85,8 +87,7 @@ class RunDirectory:
 
     def mlflow_run(self, uri: str) -> str | None:
         """Return the id of the MLflow run to continue, if there was one in the same store."""
-        path = self.directory / "mlflow.json"
-        saved = json.loads(path.read_text()) if path.is_file() else {}
+        saved = atomic.read_json(self.directory / "mlflow.json") or {}
         return saved.get("run_id") if saved.get("uri") == redacted(uri) else None
 
     def check(self, experiment: TrainingJob) -> None:
@@ -99,7 +100,13 @@ class RunDirectory:
         before = cast("TrainingJob", load_as(kind, path)) if path.is_file() else None
         if newest(experiment) is not None:
             if before is not None:
-                refuse_other(f"name = {experiment.name!r}: {self.directory}", flatten(before), flatten(experiment))
+                known, now = self._contents_then(), _contents(experiment)
+                both = known.keys() & now.keys()
+                refuse_other(
+                    f"name = {experiment.name!r}: {self.directory}",
+                    flatten(before) | {key: known[key] for key in both},
+                    flatten(experiment) | {key: now[key] for key in both},
+                )
             return
         if before is not None and newest(before) is not None:
             raise ValueError(
@@ -113,13 +120,29 @@ class RunDirectory:
 
     def begin(self, experiment: TrainingJob, uri: str, run_id: str) -> None:
         """Write down what is about to run, from which sources."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "config.yaml").write_text(to_yaml(experiment))
-        (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
-        (self.directory / "sources.json").write_text(json.dumps(sources()))
+        for name, text in {
+            "config.yaml": to_yaml(experiment),
+            "mlflow.json": json.dumps({"uri": redacted(uri), "run_id": run_id}),
+            "sources.json": json.dumps(sources()),
+            "rewards.json": json.dumps(_contents(experiment)),
+        }.items():
+            atomic.write_text(self.directory / name, text)
+
+    def _contents_then(self) -> dict[str, str]:
+        return atomic.read_json(self.directory / "rewards.json") or {}
 
     def end(self, summary: dict[str, Any]) -> Path:
         """Write the summary."""
         path = self.directory / "summary.json"
-        path.write_text(json.dumps(summary, indent=1))
+        atomic.write_text(path, json.dumps(summary, indent=1))
         return path
+
+
+def _contents(experiment: TrainingJob) -> dict[str, str]:
+    """Return digests of the rewards' files that are here: evaluations and training so far were under these."""
+    return {
+        f"contents of rewards.services.{entry.name}.{field}": identity(entry)[field]
+        for entry in experiment.rewards.services
+        for field in ("checkpoint", "tokenizer")
+        if (text := getattr(entry, field)) is not None and local_path(text) is not None
+    }

@@ -6,15 +6,16 @@ notices it, if the run is to stop then.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from slingstone.checkpoints.collectives import from_rank_0, together
 from slingstone.checkpoints.manifest import Entry, Facts, Manifest, write
 from slingstone.checkpoints.run_directory import refuse_other
 from slingstone.checkpoints.state import State
@@ -110,7 +111,7 @@ class Checkpoints:
             self.store.clear()
         dist.barrier()
         refused: list[str] = []
-        for name in reversed(self._names()):
+        for name in reversed(from_rank_0(self.store.names)):
             try:
                 facts = self.restore_from(name)
             except DamagedCheckpoint as error:
@@ -136,45 +137,56 @@ class Checkpoints:
             ValueError: it is of another run or number of workers.
         """
         self.finish()
+        manifest = from_rank_0(lambda: read_manifest(self.store, name))
         with self.store.opened(name) as directory:
-            with _together():
-                manifest = read_manifest(self.store, name)
+            with together():
                 facts = manifest.facts
                 same = {key: value for key, value in self.config.items() if key in facts.config}
                 refuse_other(f"checkpoint {name}", {key: facts.config[key] for key in same}, same)
                 # Each rank hashes its share: together they read everything once.
                 manifest.check(directory, sorted(manifest.files)[self.state.rank :: dist.get_world_size()])
-            with _together():
+            with together():
                 self.state.restore(directory, facts)
         return facts
 
     def newest(self) -> str | None:
         """Return the name of the newest checkpoint."""
         self.finish()
-        return next(reversed(self._names()), None)
+        return next(reversed(from_rank_0(self.store.names)), None)
 
-    def _names(self) -> list[str]:
-        """Return what rank 0 sees: a shared file system may show another node an older listing."""
-        names = [self.store.names() if self.state.rank == 0 else []]
-        dist.broadcast_object_list(names, src=0)
-        return names[0]
+    def rate(self, images: int, score: float) -> None:
+        """Give the checkpoint of this position the score by which the best is kept, if it is there."""
+        self.finish()
+        if self.state.rank == 0 and (name := Facts(images, 0, "", {}).name) in self.store.names():
+            manifest = read_manifest(self.store, name)
+            self.store.rewrite(name, replace(manifest, facts=replace(manifest.facts, score=score)).to_json())
+        dist.barrier()
+
+    def best(self) -> Facts | None:
+        """Return what the checkpoint with the highest score says about itself, if any has one."""
+        self.finish()
+        return from_rank_0(lambda: _best(self.store))
+
+    def delete_all(self) -> None:
+        """Delete every checkpoint."""
+        self.finish()
+        if self.state.rank == 0:
+            for name in self.store.names():
+                self.store.delete(name)
+        dist.barrier()
 
     def _publish(self, manifest: Manifest) -> None:
         """Publish on rank 0, and delete what is neither one of the last nor the best."""
         if self.state.rank > 0:
             return
-        self.store.publish(manifest.facts.name, manifest.to_json())
-        scores: dict[str, float | None] = {}
-        for name in self.store.names():
-            try:
-                scores[name] = read_manifest(self.store, name).facts.score
-            except DamagedCheckpoint:
-                scores[name] = None
-        scored = {name: score for name, score in scores.items() if score is not None}
-        best = max(scored, key=lambda name: scored[name], default=None)
-        for name in list(scores)[: -self.keep]:
-            if name != best:
-                self.store.delete(name)
+        name = manifest.facts.name
+        self.store.publish(name, manifest.to_json())
+        best = _best(self.store)
+        # The last ones as they were made: after a return to an earlier position, a higher one may be older.
+        others = [other for other in self.store.names() if other != name]
+        for other in others[: max(0, len(others) - self.keep + 1)]:
+            if best is None or other != best.name:
+                self.store.delete(other)
 
     def _give_up(self, pending: _Pending) -> None:
         self._pending = None
@@ -195,17 +207,11 @@ def _write(store: Store, name: str, files: Files) -> dict[str, Entry]:
         return write(files, directory)
 
 
-@contextmanager
-def _together() -> Iterator[None]:
-    """Let every rank fail if one does: a rank that went on alone would wait for the others for ever."""
-    own: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        own = error
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, None if own is None else (isinstance(own, DamagedCheckpoint), str(own)))
-    if own is not None and not isinstance(own, DamagedCheckpoint):
-        raise own
-    for damaged, message in filter(None, told):
-        raise (DamagedCheckpoint if damaged else ValueError)(message) from own
+def _best(store: Store) -> Facts | None:
+    """Return the facts with the highest score in a store, the first of equals."""
+    found: list[tuple[float, Facts]] = []
+    for name in store.names():
+        with suppress(DamagedCheckpoint):
+            facts = read_manifest(store, name).facts
+            found += [] if facts.score is None else [(facts.score, facts)]
+    return max(found, key=lambda entry: entry[0])[1] if found else None

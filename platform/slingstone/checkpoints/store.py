@@ -1,6 +1,5 @@
 """Where checkpoints lie: a directory that all nodes see, or an object store. What is not published is never seen."""
 
-import os
 import re
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from slingstone import atomic
 from slingstone.checkpoints.manifest import FILE, Manifest
 from slingstone.engines.shards import DamagedCheckpoint
 
@@ -41,19 +41,13 @@ class DirectoryStore:
 
     def publish(self, name: str, manifest: str) -> None:
         """Make the written parts a checkpoint, in one step; one of the same name is replaced."""
-        incoming, target, replaced = self._incoming(name), self.root / name, self.root / f".replaced-{name}"
-        with (incoming / FILE).open("w", encoding="utf-8") as file:
-            file.write(manifest)
-            file.flush()
-            os.fsync(file.fileno())
-        for directory in {incoming, *(path.parent for path in incoming.rglob("*"))}:
-            _sync(directory)
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.rename(replaced)
-        incoming.rename(target)
-        _sync(self.root)
-        shutil.rmtree(replaced, ignore_errors=True)
+        incoming = self._incoming(name)
+        (incoming / FILE).write_text(manifest, encoding="utf-8")
+        atomic.publish(incoming, self.root / name)
+
+    def rewrite(self, name: str, manifest: str) -> None:
+        """Replace the manifest of a published checkpoint."""
+        atomic.write_text(self.root / name / FILE, manifest)
 
     def manifest(self, name: str) -> str:
         """Return the text of a checkpoint's manifest."""
@@ -111,6 +105,10 @@ class ObjectStore:
         with self._files.open_output_stream(f"{self._root}/{name}/{FILE}") as file:
             file.write(manifest.encode())
 
+    def rewrite(self, name: str, manifest: str) -> None:
+        """Replace the manifest of a published checkpoint."""
+        self.publish(name, manifest)
+
     def manifest(self, name: str) -> str:
         """Return the text of a checkpoint's manifest."""
         with self._files.open_input_stream(f"{self._root}/{name}/{FILE}") as file:
@@ -163,11 +161,3 @@ def read_manifest(store: Store, name: str) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedCheckpoint(f"checkpoint {name}: {FILE} cannot be read: {error}") from None
     return Manifest.from_json(text, name)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

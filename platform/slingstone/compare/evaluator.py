@@ -4,8 +4,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,16 +14,17 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from slingstone.atomic import replacing
 from slingstone.compare.shards import LOADED, Shard, grouped_prompts, models_of
 from slingstone.config import Comparison
 from slingstone.config.comparison import Features, Model, Stock
 from slingstone.evaluation.grids import first_pictures
-from slingstone.evaluation.protocol import Evaluation, Scorer, evaluate
+from slingstone.evaluation.protocol import Evaluation, Judge, evaluate
 from slingstone.networks.features import Extractor, load_extractor
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.sampling import Sampler, one_step_sampler
 from slingstone.networks.stock_pipelines import stock_sampler
-from slingstone.worker.measure import oracle, scorer
+from slingstone.worker.measure import judge, oracle, require_finite
 from slingstone.worker.rewards import clients
 
 
@@ -54,6 +54,7 @@ class Evaluator:
             shard=(shard.number, shard.total),
             see=lambda images: features.append(self._extractor(images)),
         )
+        require_finite(f"the generator {shard.model!r}", found.summary())
         if comparison.features is not None:
             with replacing(shard.features) as path:
                 torch.save(torch.cat(features), path)
@@ -106,8 +107,8 @@ class Evaluator:
         return self._loaded[1]
 
     @cached_property
-    def _rewards(self) -> Mapping[str, Scorer]:
-        return {name: scorer(client) for name, client in clients(self._comparison.rewards, self._device).items()}
+    def _rewards(self) -> Judge:
+        return judge(clients(self._comparison.rewards, self._device))
 
     @cached_property
     def _extractor(self) -> Extractor:
@@ -143,15 +144,6 @@ def read_shard(shard: Shard) -> Evaluation:
 def read_sheet(file: Path) -> Float[Tensor, "batch 3 rows columns"]:
     """Return what `Evaluator.sheets` wrote down."""
     return torch.load(file, weights_only=True).float() / 255
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Yield the path to write at, renamed at the end: the file is whole or not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    yield partial
-    partial.replace(file)
 
 
 def _real_pictures(settings: Features, batch_size: int) -> Iterator[Float[Tensor, "batch 3 rows columns"]]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.compare import table
 from slingstone.compare.evaluator import read_shard
 from slingstone.compare.shards import Shard, directory, grouped_prompts
@@ -66,11 +66,11 @@ def collect(
 
 def write(comparison: Comparison, summary: dict[str, Any], sheets: Mapping[str, Image]) -> None:
     """Write the table and the contact sheets."""
-    (directory(comparison) / "table.md").write_text(table.markdown(comparison, summary))
-    folder = directory(comparison) / "sheets"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, sheet in sheets.items():
-        sheet.save(folder / f"{name}.png")
+    atomic.write_text(directory(comparison) / "table.md", table.markdown(comparison, summary))
+    with atomic.replacing(directory(comparison) / "sheets") as folder:
+        folder.mkdir()
+        for name, sheet in sheets.items():
+            sheet.save(folder / f"{name}.png")
 
 
 def track(comparison: Comparison, summary: dict[str, Any], uri: str) -> str:
@@ -147,5 +147,5 @@ def _write_rows(comparison: Comparison, merged: Mapping[tuple[str, str], Evaluat
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     whole = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
-    directory(comparison).mkdir(parents=True, exist_ok=True)
-    parquet.write_table(whole, directory(comparison) / "results.parquet")
+    with atomic.replacing(directory(comparison) / "results.parquet") as path:
+        parquet.write_table(whole, path)

@@ -11,11 +11,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from torch.nn.functional import interpolate
 
 from reward_services.spec import label_selector
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.compare import results
 from slingstone.compare.contents import by_content, digest
 from slingstone.compare.cut_prompts import cut_prompts
-from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet, replacing
+from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import Shard, directory, grouped_prompts, model_directory, shards_of
 from slingstone.config import Comparison
 from slingstone.driver import cluster, launch, placement, rewards
@@ -41,8 +41,8 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     say(f"{len(comparison.models)} models, {len(shards)} shards, {len(shards) - len(left)} of them known")
     if left:
         known = sum(len(read_shard(shard).rows) for shard in shards if shard.done)
-        with rewards.running(comparison.rewards, comparison.placement):
-            _evaluate(comparison, left, known, say)
+        with rewards.running(comparison.rewards, comparison.placement, directory(comparison)) as served:
+            _evaluate(comparison.model_copy(update={"rewards": served}), left, known, say)
     features = comparison.features and comparison.features.model_dump(mode="json")
     real = directory(comparison) / "real_features" / f"{digest(by_content(features))}.pt"
     if features and not real.is_file():
@@ -54,8 +54,7 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     summary["seconds"] = round(time.monotonic() - start, 1)
     results.write(comparison, summary, sheets)
     summary["mlflow_run_id"] = results.track(comparison, summary, uri)
-    with replacing(directory(comparison) / "summary.json") as path:
-        path.write_text(json.dumps(summary))
+    atomic.write_text(directory(comparison) / "summary.json", json.dumps(summary))
     say("")
     say((directory(comparison) / "table.md").read_text())
     for title, name in (("table", "table.md"), ("pictures", "sheets"), ("rows", "results.parquet")):
@@ -164,3 +163,4 @@ def _fits(comparison: Comparison) -> None:
     placement.check_labels(comparison.placement, deployed, nodes)
     each = {"CPU": workers.threads_per_worker, "GPU": int(workers.use_gpu)}
     placement.check_total("workers.num_workers", workers.num_workers, each, deployed, nodes)
+    placement.check_packing(workers.num_workers, each, comparison.placement.trainer, deployed, nodes)

@@ -82,15 +82,28 @@ ALWAYS_MEASURED = (
 """Numbers that every evaluation has, beside its rewards and what the oracle names."""
 
 
+ORACLE_MEASURED = (
+    "utility",
+    "caption_accuracy",
+    "sharpness",
+    "cleanliness",
+    "composition",
+    *(f"accuracy/{claim}" for claim in ("count", "colour", "shape", "size", "relation", "background")),
+    "accuracy/one_object",
+    "accuracy/two_objects",
+)
+"""Numbers of an evaluation with the scenes oracle."""
+
+
 def metrics(experiment: Experiment) -> list[str]:
-    """Return the names of the numbers that the run's evaluations have, an oracle's aside."""
-    return [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED]
+    """Return the names of the numbers that the run's evaluations have."""
+    by_oracle = ORACLE_MEASURED if experiment.evaluation.oracle is not None else ()
+    return [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED, *by_oracle]
 
 
 def measured(experiment: Experiment, metric: str) -> bool:
-    """Tell whether the run's evaluations have a number of this name; an oracle may have any beside the rewards."""
-    by_oracle = experiment.evaluation.oracle is not None and not metric.startswith("rewards/")
-    return by_oracle or metric in metrics(experiment)
+    """Tell whether the run's evaluations have a number of this name."""
+    return metric in metrics(experiment)
 
 
 def trained_on(experiment: Experiment, metric: str) -> bool:
@@ -144,20 +157,26 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
         message = "cannot deploy what is reached over HTTP; set it to external"
         yield Contradiction("rewards.lifecycle", "managed", message)
     yield from shared_names("rewards.services", rewards.services)
+    for entry in rewards.services:
+        if entry.application is not None and (rewards.lifecycle == "managed" or rewards.backend == "in_process"):
+            message = "names a service that runs already; leave it out, or set lifecycle: external and backend: serve"
+            yield Contradiction(f"rewards.services.{entry.name}.application", entry.application, message)
     if weight > 0 and not any(entry.weight > 0 for entry in rewards.services):
         remedy = "list a service with weight > 0 in rewards.services, or set reward_weight to 0"
         yield Contradiction("objective.reward_weight", weight, f"has no reward to weigh; {remedy}")
 
 
 def _guard_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
-    """Yield the numbers that guard and registry want and no evaluation has, and a signal that would reward hacking."""
+    """Yield numbers that are named and that no evaluation has, and a signal that would reward hacking."""
     guard, registry = experiment.guard, experiment.tracking.registry
     named = {f"guard.rules.{place}": rule for place, rule in enumerate(guard.rules)}
     named |= {"guard.best": guard.best, "tracking.registry": registry}
-    for path, entry in named.items():
-        if entry is not None and not measured(experiment, entry.metric):
+    wanted = {f"{path}.metric": entry.metric for path, entry in named.items() if entry is not None}
+    wanted |= {"training.keep_best": experiment.training.keep_best}
+    for path, metric in wanted.items():
+        if metric is not None and not measured(experiment, metric):
             names = ", ".join(metrics(experiment))
-            yield Contradiction(f"{path}.metric", entry.metric, f"is in no evaluation of this run; it has {names}")
+            yield Contradiction(path, metric, f"is in no evaluation of this run; it has {names}")
     if guard.best is not None and trained_on(experiment, guard.best.metric):
         remedy = "hold it out with weight 0, or name another number"
         yield Contradiction("guard.best.metric", guard.best.metric, f"is trained on; {remedy}")

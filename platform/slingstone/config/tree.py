@@ -182,9 +182,9 @@ class Training(Section):
     """How often the prompt grid is drawn and the averaged generator evaluated on an eighth of the prompts."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
-    keep_best: str | None = None
+    keep_best: MetricName | None = None
     """Number of the evaluations on the way by which the best checkpoint is kept beside the last ones, such as `utility`
-    or `rewards/hps`; the highest is best. Only a checkpoint made together with such an evaluation has the number."""
+    or `rewards/hps`; the highest is best. With it, each such evaluation has a checkpoint, too."""
 
 
 class Runtime(Section):

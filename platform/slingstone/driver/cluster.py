@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -18,6 +20,9 @@ def connect(threads_per_worker: int, dashboard: bool = False) -> None:
         threads_per_worker: of every process.
         dashboard: whether one that starts here has a dashboard, by which Ray Train learns that a run was killed and
             its CPUs are free.
+
+    Raises:
+        RuntimeError: no cluster came up, or none answers at the address.
     """
     source = os.pathsep.join(dict.fromkeys([str(paths.PACKAGES), str(paths.ROOT)]))
     threads = str(threads_per_worker)
@@ -35,4 +40,22 @@ def connect(threads_per_worker: int, dashboard: bool = False) -> None:
     local: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
     if address != "local":
         env["RAY_ADDRESS"] = address  # where several clusters share a machine, Ray's own helpers would not know which
-    ray.init(address=address, runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.ERROR, **local)
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **local}
+    what = "no Ray cluster started on this machine" if address == "local" else f"no Ray cluster answers at {address}"
+    with starting(what):
+        ray.init(address=address, runtime_env={"env_vars": env}, **settings)
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Tell in a sentence, beginning with `what`, that something of Ray did not start.
+
+    Raises:
+        RuntimeError: it did not, for whatever reason Ray gives: under load it raises bare exceptions as it times out.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        remedy = "if the machine is busy, try again when it is less so, or start fewer jobs at a time"
+        raise RuntimeError(f"{what}: {reason}; {remedy}") from error

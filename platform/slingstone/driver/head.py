@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from slingstone import atomic
+
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 IDLE_TIMEOUT_S = 3.0
@@ -70,7 +72,7 @@ class Head:
         return True
 
     def _running(self) -> dict | None:
-        recorded = json.loads(self._record.read_text()) if self._record.is_file() else None
+        recorded = atomic.read_json(self._record)
         return recorded if recorded and _is_head(recorded["pid"]) else None
 
     def _launch(self, auth: dict[str, str]) -> dict:
@@ -93,7 +95,7 @@ class Head:
                 start_new_session=True,  # it outlives the command that started it, and its Ctrl-C
             )
         running = {"pid": process.pid, "dashboard": f"http://127.0.0.1:{ports[1]}"}
-        self._record.write_text(json.dumps(running))
+        atomic.write_text(self._record, json.dumps(running))
         deadline = time.monotonic() + START_TIMEOUT_S
         while _answer(f"{running['dashboard']}/api/jobs/", self._token) is None:
             if process.poll() is not None or time.monotonic() > deadline:

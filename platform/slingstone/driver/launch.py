@@ -18,14 +18,14 @@ from ray.util.placement_group import remove_placement_group
 
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
-from slingstone.config import Experiment, TrainingJob
-from slingstone.driver import placement, rewards
+from slingstone.config import Experiment, Rewards, TrainingJob
+from slingstone.driver import placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
 from slingstone.driver.failures import RunFailed, cause, is_mistake, surviving
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.driver.stopping import told_to_stop
-from slingstone.evaluation.table import final_table
+from slingstone.evaluation.table import evaluations, final_table
 from slingstone.plan.cut_prompts import cut_prompts, told
 from slingstone.tracking.journal import Journal, journal_of
 from slingstone.worker.assignment import Assignment
@@ -49,11 +49,23 @@ def align(
         rank: what every worker runs; by default the loop.
 
     Raises:
-        ValueError: what the user can mend, before anything is held.
+        ValueError: what the user can mend, before anything is held; another driver holds the run.
         RunFailed: training did not come to its end; the run's directory holds the traceback.
         SystemExit: SIGTERM came; the run is saved, and the same name continues it.
     """
     history = RunDirectory(Path(experiment.storage) / "align" / experiment.name)
+    with run_lease.held(history.directory, say):
+        return _align(experiment, history, say, parent, callbacks, rank or _rank)
+
+
+def _align(
+    experiment: Experiment,
+    history: RunDirectory,
+    say: Callable[[str], None],
+    parent: str | None,
+    callbacks: Sequence[ray.train.UserCallback],
+    rank: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
     history.check(experiment)
     if (done := history.summary) is not None and history.complete(experiment):
         say(f"{experiment.name} is complete: delete {history.directory} or give another name to start afresh")
@@ -68,17 +80,17 @@ def align(
     placement.check(experiment, ray.nodes())
     start, cut = time.monotonic(), cut_prompts(experiment)
     say("\n".join(told(cut)))
-    with rewards.running(experiment.rewards, experiment.placement, held_for_trainers(experiment)):
+    held = held_for_trainers(experiment)
+    with rewards.running(experiment.rewards, experiment.placement, history.directory, held) as served:
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
-        history.directory.mkdir(parents=True, exist_ok=True)
         opened = tracking.open_run(experiment, uri, history.directory, history.mlflow_run(uri), parent)
         # With the workers' journal, to deliver what they could not.
         journal = journal_of(history.directory, opened.run_id)
         tracked = tracking.Run(uri, opened.run_id, journal, experiment.tracking.on_failure)
         with ending(tracked, history, say):
-            results = survived(experiment, rank or _rank, history, tracked, say, callbacks)
+            results = survived(experiment, rank, history, tracked, say, callbacks, served)
             images = results.get("guard", {}).get("images", experiment.training.num_images)
             facts = {"name": experiment.name, "images": images, "mlflow_run_id": tracked.run_id}
             facts |= {"cut_prompts": cut}
@@ -111,6 +123,7 @@ def survived(
     tracked: tracking.Run,
     say: Callable[[str], None],
     callbacks: Sequence[ray.train.UserCallback] = (),
+    served: Rewards | None = None,
 ) -> dict[str, Any]:
     """Have workers run `rank` to its end from the newest checkpoint, whatever dies on the way; return its results.
 
@@ -120,7 +133,7 @@ def survived(
     """
     history.begin(experiment, tracked.uri, tracked.run_id)
     with told_to_stop(say) as stop, open_board(say, stop) as shown:
-        assignment = Assignment(experiment, str(history.directory), tracked.uri, tracked.run_id, shown)
+        assignment = Assignment(experiment, str(history.directory), tracked.uri, tracked.run_id, shown, served)
         attempt = partial(fit, experiment, rank, {"assignment": assignment}, history.directory, callbacks)
         results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
     if not results:
@@ -178,8 +191,7 @@ def fit(
 
 
 def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
-    evaluations = {name: part for name, part in summary.items() if isinstance(part, dict) and "rewards" in part}
-    say(f"\n{final_table(evaluations)}\n")
+    say(f"\n{final_table(evaluations(summary))}\n")
     if "cut_prompts" in summary:
         say("\n".join(told(summary["cut_prompts"])))
     if "guard" in summary:

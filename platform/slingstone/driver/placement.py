@@ -9,6 +9,7 @@ from typing import Any
 
 from reward_services.spec import label_selector
 from slingstone.config import Placement, RewardEntry, Rewards, TrainingJob
+from slingstone.driver.packing import Actor, Room, fits
 
 Nodes = Sequence[Mapping[str, Any]]
 Amounts = Mapping[str, int | float]
@@ -82,6 +83,43 @@ def check(experiment: TrainingJob, nodes: Nodes) -> None:
                 f" on nodes of {label}, which have {has:g}; start more of these nodes, or lower num_replicas or"
                 f" num_{kind.lower()}s"
             )
+    check_packing(workers, each, placement.trainer, deployed, nodes)
+
+
+def check_packing(
+    workers: int, each: Amounts, trainer: str | None, deployed: Sequence[RewardEntry], nodes: Nodes
+) -> None:
+    """Refuse workers and rewards that no division among nodes and GPUs can hold, though all together are large enough.
+
+    Raises:
+        ValueError: naming what each needs, and what the nodes have.
+    """
+    alive = carrying(None, nodes)
+    rooms = [Room(node["Resources"].get("CPU", 0.0), (1.0,) * int(node["Resources"].get("GPU", 0.0))) for node in alive]
+
+    def actors(count: int, cpu: int | float, gpu: int | float, label: str | None) -> list[Actor]:
+        where = carrying(label, nodes)
+        return [Actor(cpu, gpu, frozenset(i for i, node in enumerate(alive) if node in where))] * count
+
+    waiting = actors(workers, each["CPU"], each["GPU"], trainer)
+    for entry in deployed:
+        waiting += actors(entry.num_replicas, entry.num_cpus, entry.num_gpus, entry.node_label)
+    if fits(waiting, rooms):
+        return
+    lines = [f"{workers} workers of {_amounts(each['CPU'], each['GPU'])}"]
+    lines += [
+        f"{entry.num_replicas} of {entry.name} of {_amounts(entry.num_cpus, entry.num_gpus)}" for entry in deployed
+    ]
+    shapes = Counter(_amounts(room.cpu, len(room.gpus)) for room in rooms)
+    raise ValueError(
+        f"placement: {', '.join(lines)} each find no room together on nodes with"
+        f" {', '.join(f'{shape} ({count})' for shape, count in shapes.items())}: each lies on one node, and a part of a"
+        " GPU on one GPU; lower num_gpus, num_cpus or num_replicas of rewards, or take fewer workers or more nodes"
+    )
+
+
+def _amounts(cpu: int | float, gpu: int | float) -> str:
+    return f"{cpu:g} CPUs" + (f" and {gpu:g} GPUs" if gpu else "")
 
 
 def check_total(field: str, workers: int, each: Amounts, deployed: Sequence[RewardEntry], nodes: Nodes) -> None:

@@ -10,23 +10,24 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from slingstone.evaluation.appearance import MEASURES
 from slingstone.evaluation.diversity import distance_named, mean_distances
 from slingstone.networks.sampling import Pictures, Sampler
+from slingstone.objectives.finite import cleaned
 
-Scorer = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
-"""`(images, prompts) -> scores`, a number a picture."""
+Judge = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
+"""`(images, prompts) -> scores` under several names, a number a picture.
 
-Oracle = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
-"""`(images, prompts) -> scores` under several names; NaN where a question does not apply to a picture."""
+Of an oracle it is NaN where a question does not apply to a picture; of rewards it is always finite.
+"""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """Mean over the pictures to which the number applies, None if there is none.
+    """Mean over the pictures to which the number applies, None if there is none; NaN if a picture is not finite.
 
     `standard_error` is that of the mean over prompts, None below two of them: pictures of one prompt resemble each
     other, so that prompts, not pictures, are the independent draws.
@@ -40,7 +41,7 @@ class Statistic:
 class Row:
     """One picture: its prompt, which of the prompt's pictures it is, the seed of its noise, and all its numbers.
 
-    A value is None where the question does not apply to the picture.
+    A value is None where the question does not apply to the picture. All are NaN where the picture is not finite.
     """
 
     prompt: str
@@ -79,10 +80,16 @@ class Evaluation:
             "rewards": {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)},
             **{name: mean for name, mean in means.items() if not name.startswith(prefix)},
             "pictures": len(self.rows),
+            "nonfinite_pictures": self.nonfinite,
             "prompts": len({row.prompt for row in self.rows}),
             "diversity_distance": self.diversity,
             "standard_errors": {name: metric.standard_error for name, metric in metrics.items()},
         }
+
+    @property
+    def nonfinite(self) -> int:
+        """How many pictures have values that are not finite; all numbers of such a picture are NaN."""
+        return sum(any(value is not None and math.isnan(value) for value in row.values.values()) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -107,6 +114,8 @@ class Evaluation:
             return Statistic(None, None)
         # fmean sums without rounding, so that no order of addition shows in the last digit.
         means = [statistics.fmean(values) for values in by_prompt.values()]
+        if not all(map(math.isfinite, means)):
+            return Statistic(math.nan, None)
         error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
         return Statistic(statistics.fmean(chain.from_iterable(by_prompt.values())), error)
 
@@ -115,8 +124,8 @@ def evaluate(
     sampler: Sampler,
     prompts: Sequence[str],
     *,
-    rewards: Mapping[str, Scorer],
-    oracle: Oracle | None = None,
+    rewards: Judge = lambda images, prompts: {},
+    oracle: Judge = lambda images, prompts: {},
     images_per_prompt: int = 1,
     seed: int = 0,
     batch_size: int = 32,
@@ -131,9 +140,9 @@ def evaluate(
     digit. Another `batch_size` moves them by rounding only, since seeds belong to pictures, not to batches.
 
     Args:
-        sampler: what is evaluated. Its first batch is sampled once more beforehand, so that no start-up is timed.
+        sampler: what is evaluated. It draws one picture beforehand, so that no start-up is timed.
         prompts: what to sample.
-        rewards: by name.
+        rewards: all rewards at once, by name.
         oracle: the ground truth, where there is one.
         images_per_prompt: two or more also measure diversity.
         seed: of the whole evaluation.
@@ -144,7 +153,7 @@ def evaluate(
 
     Raises:
         ValueError: if there is nothing to sample, or an argument is impossible.
-        RuntimeError: if a reward is not finite: a failed one is never a number.
+        FloatingPointError: if a reward of a finite picture is not finite: a failed one is never a number.
     """
     rank, world = shard
     if not prompts or images_per_prompt < 1 or batch_size < 1 or not 0 <= rank < world:
@@ -165,14 +174,20 @@ def evaluate(
         ]
         batches = [made[start : start + batch_size] for start in range(0, len(made), batch_size)]
         if not rows:
-            _sample(sampler, batches[0])
-        images = []
+            _sample(sampler, batches[0][:1])
+        images: list[Tensor] = []
+        finite: list[bool] = []
         for batch in batches:
-            images.append(_measure(sampler, batch, rewards, oracle))
-            see(images[-1])
+            shown, sound = _measure(sampler, batch, rewards, oracle)
+            see(shown)
+            images.append(shown)
+            finite += sound.tolist()
         if distance:
             by_prompt = torch.cat(images).split(images_per_prompt)
             _fill(made, "diversity", torch.cat([mean_distances(own, distance) for own in by_prompt]))
+        for row, sound in zip(made, finite, strict=True):
+            if not sound:
+                row.values.update(dict.fromkeys(row.values, math.nan))
         rows.extend(made)
     return Evaluation(tuple(rows), len(distinct) * images_per_prompt, diversity)
 
@@ -206,24 +221,27 @@ def _sample(sampler: Sampler, batch: Sequence[Row]) -> Pictures:
 
 
 def _measure(
-    sampler: Sampler, batch: Sequence[Row], rewards: Mapping[str, Scorer], oracle: Oracle | None
-) -> Float[Tensor, "batch 3 rows columns"]:
-    """Return the pictures of a batch; give its rows all numbers that belong to one picture alone."""
+    sampler: Sampler, batch: Sequence[Row], rewards: Judge, oracle: Judge
+) -> tuple[Float[Tensor, "batch 3 rows columns"], Bool[Tensor, " batch"]]:
+    """Return the pictures of a batch, black where they are not finite, and which are.
+
+    Gives the rows all numbers that belong to one picture alone.
+    """
     prompts = [row.prompt for row in batch]
     pictures = _sample(sampler, batch)
-    for name, reward in rewards.items():
-        scores = reward(pictures.images, prompts)
+    images, finite = cleaned(pictures.images)  # so that no reward is asked, and blamed, for what is no picture
+    for name, scores in rewards(images, prompts).items():
         if len(scores) != len(batch) or not scores.isfinite().all():
-            raise RuntimeError(f"reward {name} gave {scores.tolist()} for {len(batch)} pictures of {prompts}")
+            raise FloatingPointError(f"reward {name} gave {scores.tolist()} for {len(batch)} pictures of {prompts}")
         _fill(batch, f"rewards/{name}", scores)
-    for name, scores in (oracle(pictures.images, prompts) if oracle else {}).items():
+    for name, scores in oracle(images, prompts).items():
         _fill(batch, name, scores)
     for name, measure in MEASURES.items():
-        _fill(batch, name, measure(pictures.images))
+        _fill(batch, name, measure(images))
     for row in batch:
         row.values["seconds_per_image"] = pictures.seconds / len(batch)
         row.values["network_evaluations"] = float(pictures.network_evaluations)
-    return pictures.images
+    return images, finite
 
 
 def _fill(rows: Sequence[Row], name: str, values: Float[Tensor, " batch"]) -> None:

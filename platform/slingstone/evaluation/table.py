@@ -29,6 +29,11 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, headers="firstrow", disable_numparse=True, preserve_whitespace=True, colalign=alignment)
 
 
+def evaluations(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the evaluations among all that a run's summary.json holds."""
+    return {name: part for name, part in summary.items() if isinstance(part, dict) and "rewards" in part}
+
+
 def final_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the evaluations side by side, a row a number."""
     rows = [["", *(column.replace("_", " ") for column in results)]]

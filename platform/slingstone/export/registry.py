@@ -1,5 +1,6 @@
 """Exported pipelines as versions of a registered model, with aliases that say which one to take."""
 
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slingstone.config.tree import Registry
+from slingstone.evaluation.ranking import rank
 from slingstone.tracking import Run
 
 CODE = Path(__file__).with_name("picture_model.py")
@@ -53,11 +55,15 @@ def register(
 
 def beats(settings: Registry, tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
     """Tell whether a version is better than the best one; numbers of another evaluation are never better or worse."""
-    metric, sign = settings.metric, 1 if settings.mode == "max" else -1
-    if champion is None or metric not in champion or metric not in tags:
-        return metric in tags
-    comparable = tags.get("evaluation") == champion.get("evaluation")
-    return comparable and sign * float(tags[metric]) > sign * float(champion[metric])
+    if (found := _rank(settings, tags)) == -math.inf:
+        return False
+    if champion is None or (best := _rank(settings, champion)) == -math.inf:
+        return True
+    return tags.get("evaluation") == champion.get("evaluation") and found > best
+
+
+def _rank(settings: Registry, tags: Mapping[str, str]) -> float:
+    return rank(float(tags[settings.metric]) if settings.metric in tags else None, settings.mode)
 
 
 def known(run: Run, settings: Registry, alias: str, tag: str, value: str) -> bool:

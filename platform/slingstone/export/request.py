@@ -1,6 +1,5 @@
 """From any checkpoint of a run to a directory that diffusers loads, with its model card; ONNX and the hub if asked."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,14 @@ from typing import Any, Literal
 
 import torch
 
+from slingstone import atomic
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.store import open_store, read_manifest
 from slingstone.config import Experiment, load, paths
 from slingstone.engines.engine import trained
 from slingstone.engines.family import load_family
 from slingstone.engines.saved_weights import Weights, saved_weights
+from slingstone.evaluation.table import evaluations
 from slingstone.export.model_card import Provenance, model_card
 from slingstone.export.onnx_file import write_onnx
 from slingstone.networks.protocol import DTYPES, ModelFamily
@@ -41,8 +42,10 @@ def export(request: Request, say: Callable[[str], None]) -> ModelFamily:
     """Write the export; return the family whose generator holds the exported weights.
 
     Raises:
-        ValueError: naming what is missing in the run's directory.
+        ValueError: naming what is missing in the run's directory, or that the target holds something else.
     """
+    if request.target.exists() and not (request.target / "model_index.json").is_file() and _holds(request.target):
+        raise ValueError(f"{request.target}: holds something else than an export; name another directory, or empty it")
     experiment = _experiment_of(request.directory)
     storage = str(request.directory.absolute().parents[1])  # which may have been moved since the run
     store = open_store(checkpoints(experiment.model_copy(update={"storage": storage})))
@@ -60,13 +63,18 @@ def export(request: Request, say: Callable[[str], None]) -> ModelFamily:
         weights = saved_weights(checkpoint, request.weights, shapes)
     family.generator.load_state_dict(weights, strict=False)
     family.generator.requires_grad_(False).eval()
-    family.pipeline.save(family.generator, request.target, DTYPES[request.precision])
     card = model_card(experiment, _provenance(request, manifest.facts.images))
-    (request.target / "README.md").write_text(card, encoding="utf-8")
-    if request.onnx:
-        say(f"ONNX differs from torch by {write_onnx(family, request.target / 'onnx'):.1e} at most")
+    with atomic.replacing(request.target) as target:  # nothing of an older export stays
+        family.pipeline.save(family.generator, target, DTYPES[request.precision])
+        (target / "README.md").write_text(card, encoding="utf-8")
+        if request.onnx:
+            say(f"ONNX differs from torch by {write_onnx(family, target / 'onnx'):.1e} at most")
     say(f"pipeline  {request.target}")
     return family
+
+
+def _holds(target: Path) -> bool:
+    return target.is_file() or any(target.iterdir())
 
 
 def _experiment_of(directory: Path) -> Experiment:
@@ -81,11 +89,9 @@ def _provenance(request: Request, images: int) -> Provenance:
     """Return what the run's directory says about a state of its weights."""
 
     def read(name: str) -> dict[str, Any]:
-        path = request.directory / name
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return atomic.read_json(request.directory / name) or {}
 
     summary = read("summary.json")
-    results = {name: found for name, found in summary.items() if isinstance(found, dict)}
     # The numbers are the average's, at the end of the run.
     measured = request.weights == "ema" and summary.get("images") == images
-    return Provenance(images, request.weights, read("sources.json"), results if measured else {})
+    return Provenance(images, request.weights, read("sources.json"), evaluations(summary) if measured else {})

@@ -59,7 +59,7 @@ def add_adapter(network: nn.Module, adapter: Adapter) -> None:
 
 def activate(network: nn.Module) -> None:
     """Let all adapters of a network act, of which only `TRAINED` is trained."""
-    for layer in _layers(network).values():
+    for layer in lora_layers(network).values():
         layer.set_adapter([name for name in (INITIAL, TRAINED) if name in layer.r])
     for name, weight in network.named_parameters():
         weight.requires_grad_(f".{TRAINED}." in name)
@@ -77,10 +77,10 @@ def cast_frozen(module: nn.Module, dtype: torch.dtype) -> None:
 
 def merged(network: Module) -> Module:
     """Return a network with fp32 weights of its own into which the adapters were added; itself where there are none."""
-    if not _layers(network):
+    if not lora_layers(network):
         return network
     alone: Any = nn.Module.float(copy.deepcopy(network))
-    for name, layer in _layers(alone).items():
+    for name, layer in lora_layers(alone).items():
         layer.merge()
         alone.set_submodule(name, layer.get_base_layer())
     # What peft and diffusers left behind; they would take the network for one with adapters.
@@ -118,5 +118,6 @@ def trained_part(module: nn.Module) -> nn.Module:
     return module if all(weight.requires_grad for weight in module.parameters()) else TrainedPart(module)
 
 
-def _layers(network: nn.Module) -> dict[str, Any]:
+def lora_layers(network: nn.Module) -> dict[str, Any]:
+    """Return the layers of a network that have an adapter, by name."""
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}

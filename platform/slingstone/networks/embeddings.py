@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from slingstone.atomic import replacing
 from slingstone.networks.protocol import Condition
 
 SHARD_PROMPTS = 1024
@@ -53,7 +53,6 @@ class EmbeddingStore:
 
     def fill(self, encode: Encode, rank: int = 0, world: int = 1) -> None:
         """Encode what is missing of this rank's shards."""
-        self._directory.mkdir(parents=True, exist_ok=True)
         for shard in range(rank, -(-len(self) // SHARD_PROMPTS), world):
             file = self._file(shard)
             if not file.is_file():
@@ -62,9 +61,8 @@ class EmbeddingStore:
                     encode(prompts[start : start + PASS_PROMPTS]) for start in range(0, len(prompts), PASS_PROMPTS)
                 ]
                 rows = {name: torch.cat([self._stored(name, part[name]) for part in parts]) for name in parts[0]}
-                unfinished = file.with_suffix(f".{uuid4().hex}")
-                save_file(rows, unfinished)
-                unfinished.replace(file)
+                with replacing(file) as path:
+                    save_file(rows, path)
 
     def read(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return the tensors of prompts of the list, a row each, in host memory.

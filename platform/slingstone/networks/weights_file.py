@@ -1,23 +1,33 @@
 """Networks from a single file of weights: a state dict, as DMD2 publishes its UNets, or a LoRA, as LCM and Hyper-SD."""
 
 import copy
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from huggingface_hub import hf_hub_download
+from peft import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slingstone.networks.adapters import INITIAL, activate, sharing_copy
-from slingstone.networks.checkpoint_files import UNREADABLE, one_line
+from slingstone.networks.adapters import INITIAL, activate, lora_layers, sharing_copy
+from slingstone.networks.checkpoint_files import one_line
 from slingstone.networks.layouts import Layout
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 """Of files that hold weights alone; all but the first are torch's, read without executing what they hold."""
+
+SETTINGS = LORA_ADAPTER_METADATA_KEY
+"""Of a safetensors header: how a LoRA acts, in the spelling of peft's LoraConfig, as diffusers writes it."""
+
+ALPHAS = frozenset({"alpha", "lora_alpha", "network_alpha", "ss_network_alpha"})
+"""Of a safetensors header: names by which trainers tell a LoRA's alpha."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -68,7 +78,7 @@ def read_weights(role: str, location: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if the file is missing, unreadable or holds something else; names `role` and `location`.
     """
-    file = location if Path(location).is_file() else _downloaded(role, location)
+    file = _file(role, location)
     try:
         if location.endswith(".safetensors"):
             return load_file(file)
@@ -85,26 +95,95 @@ def read_weights(role: str, location: str) -> dict[str, Tensor]:
 
 
 def _with_lora(network: Any, layout: Layout, role: str, location: str, weights: Mapping[str, Tensor]) -> Any:
+    """Return a network that acts as the stock pipeline does with a LoRA file of which nothing is left unread."""
     if not issubclass(layout.pipeline, LoraBaseMixin):
         raise ValueError(
             f"{role} {location!r} is a LoRA, which {layout.pipeline.__name__} cannot read; give a network's weights"
         )
     made: Any = sharing_copy(network)
-    reader: Any = layout.pipeline
-    shape = {"unet_config": network.config} if layout.network == "unet" else {}
     try:
-        read = reader.lora_state_dict(dict(weights), **shape)
-        state, alphas = read if isinstance(read, tuple) else (read, None)
-        others = sorted(name for name in state if not name.startswith(f"{layout.network}."))
-        if others:
-            raise ValueError(f"{len(others)} weights are not of its {layout.network}, the first is {others[0]}")
-        made.load_lora_adapter(state, prefix=layout.network, network_alphas=alphas, adapter_name=INITIAL)
-    except UNREADABLE as error:
+        _load_lora(made, layout, weights, _header(role, location))
+    # Of a file from outside, whatever its names happen to mean to the libraries.
+    except Exception as error:
         raise ValueError(
             f"{role} {location!r} does not fit the reference's network as a LoRA: {one_line(error)}"
         ) from error
     activate(made)
     return made
+
+
+def _load_lora(made: Any, layout: Layout, weights: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Add a file's LoRA to a network, or raise over the first weight or piece of metadata that has no effect."""
+    for name in weights:
+        if (other := _other_half(name)) is not None and other not in weights:
+            raise ValueError(f"{name} has no other half, {other}")
+    reader: Any = layout.pipeline
+    shape = {"unet_config": made.config} if layout.network == "unet" else {}
+    read = reader.lora_state_dict(dict(weights), **shape)
+    state, alphas = read if isinstance(read, tuple) else (read, None)
+    kept = {id(tensor) for tensor in state.values()}
+    lost = [name for name, tensor in weights.items() if id(tensor) not in kept and not name.endswith(".alpha")]
+    _refuse("weights would be left out by diffusers", lost)
+
+    prefix = f"{layout.network}."
+    settings = json.loads(header[SETTINGS]) if header.get(SETTINGS) else None
+    others = [name for name in (*state, *(settings or {})) if not name.startswith(prefix)]
+    _refuse(f"weights or settings are not of its {layout.network}", others)
+    made.load_lora_adapter(state, prefix=layout.network, network_alphas=alphas, metadata=settings, adapter_name=INITIAL)
+    named = {name.removeprefix(prefix) for name in convert_unet_state_dict_to_peft(state)}
+    _refuse(
+        "weights have no place in it, or lack their other half",
+        named ^ set(get_peft_model_state_dict(made, adapter_name=INITIAL)),
+    )
+    if not alphas and settings is None:
+        _check_told_alpha(made, header)
+
+
+def _refuse(what: str, names: Collection[str]) -> None:
+    if names:
+        raise ValueError(f"{len(names)} {what}, the first is {min(names)}")
+
+
+def _other_half(name: str) -> str | None:
+    """Return the name of the matrix that belongs to one of a LoRA's two, in any of the spellings."""
+    for down, up in (
+        ("lora_A", "lora_B"),
+        ("lora_down", "lora_up"),
+        ("lora.down", "lora.up"),
+        ("layer.down", "layer.up"),
+    ):
+        if name.endswith(f"{down}.weight"):
+            return f"{name.removesuffix(f'{down}.weight')}{up}.weight"
+        if name.endswith(f"{up}.weight"):
+            return f"{name.removesuffix(f'{up}.weight')}{down}.weight"
+    return None
+
+
+def _check_told_alpha(made: nn.Module, header: Mapping[str, str]) -> None:
+    """Refuse a header whose alpha the stock pipeline, which reads it from the weights alone, would pass over."""
+    for key in ALPHAS & header.keys():
+        try:
+            told = float(header[key])
+        except ValueError:
+            continue  # kohya writes None where alpha is the rank
+        for name, layer in lora_layers(made).items():
+            if (acts := layer.scaling[INITIAL] * layer.r[INITIAL]) != told:
+                raise ValueError(
+                    f"its header says {key} = {told:g}, but without an alpha beside the weights {name} acts with "
+                    f"{acts:g}, its rank, in diffusers; save the file with its alphas or with {SETTINGS}"
+                )
+
+
+def _header(role: str, location: str) -> dict[str, str]:
+    """Return the metadata of a file that can have some."""
+    if not location.endswith(".safetensors"):
+        return {}
+    with safe_open(_file(role, location), "pt") as opened:
+        return opened.metadata() or {}
+
+
+def _file(role: str, location: str) -> str:
+    return location if Path(location).is_file() else _downloaded(role, location)
 
 
 def _downloaded(role: str, location: str) -> str:

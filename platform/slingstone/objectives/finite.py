@@ -12,5 +12,5 @@ def cleaned(x: Float[Tensor, "batch *rest"]) -> tuple[Float[Tensor, "batch *rest
 
 
 def kept_mean(values: Float[Tensor, " batch"], kept: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """Return the mean over the samples that were kept; 0 if there is none."""
-    return torch.where(kept, values, torch.zeros_like(values)).sum() / kept.sum().clamp(min=1)
+    """Return the mean over the samples that were kept; NaN if there is none."""
+    return torch.where(kept, values, torch.zeros_like(values)).sum() / kept.sum()

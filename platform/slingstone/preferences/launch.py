@@ -13,7 +13,7 @@ from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import RewardFit, flatten
 from slingstone.config.paths import resolved
-from slingstone.driver import placement
+from slingstone.driver import placement, run_lease
 from slingstone.driver.cluster import connect
 from slingstone.driver.launch import ending, survived
 from slingstone.driver.preflight import absent
@@ -55,6 +55,11 @@ def fit(fitting: RewardFit, say: Callable[[str], None]) -> dict[str, Any]:
         SystemExit: SIGTERM came; the same name continues.
     """
     history = RunDirectory(Path(fitting.storage) / fitting.job / fitting.name)
+    with run_lease.held(history.directory, say):
+        return _fit(fitting, history, say)
+
+
+def _fit(fitting: RewardFit, history: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
     history.check(fitting)
     if (done := history.summary) is not None and done["config"] == flatten(fitting):
         say(f"{fitting.name} is complete: delete {history.directory} or give another name to start afresh")

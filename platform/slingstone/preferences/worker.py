@@ -15,7 +15,7 @@ from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.saving import Checkpoints
 from slingstone.checkpoints.state import State
-from slingstone.checkpoints.store import open_store, read_manifest
+from slingstone.checkpoints.store import open_store
 from slingstone.config import RewardFit, flatten
 from slingstone.engines.engine import build_engine, trained
 from slingstone.engines.masters import gather
@@ -88,9 +88,8 @@ def fit(config: dict[str, Any]) -> dict[str, Any]:
             saved.finish()
             return {}
     saved.finish()
-    best = _best(saved, trainer)
-    if best is not None:
-        saved.restore_from(best)
+    if (best := saved.best()) is not None and best.images != trainer.votes:
+        saved.restore_from(best.name)
     judged = validate()
     _take(judge, unrounded, engine)
     if rank == 0:
@@ -114,16 +113,6 @@ def _over(trainer: PreferenceTrainer, patience: int | None) -> bool:
     """Tell whether the last validations were all no better than the best before them."""
     scores = [score for _, score in trainer.history]
     return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
-
-
-def _best(saved: Checkpoints, trainer: PreferenceTrainer) -> str | None:
-    """Return the checkpoint of the best validation, unless the weights are at it."""
-    if saved.newest() is None:
-        return None
-    names = saved.store.names()
-    scores = {name: read_manifest(saved.store, name).facts.score for name in names}
-    best = max((name for name in names if scores[name] is not None), key=lambda name: scores[name] or 0.0)
-    return None if int(best) == trainer.votes else best
 
 
 def _take(judge: Judge, unrounded: Judge, engine: Any) -> None:

@@ -9,12 +9,12 @@ import hashlib
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slingstone.atomic import replacing
 from slingstone.prompts.datasets import of_one_split
 from slingstone.prompts.files import Columns, chosen
 
@@ -138,10 +138,8 @@ def _size(table: Any, names: Sequence[str]) -> int:
 def _write(table: Any, file: Path) -> None:
     from pyarrow import parquet
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}-", delete=False) as partial:
-        parquet.write_table(table, partial)
-    Path(partial.name).replace(file)
+    with replacing(file) as path:
+        parquet.write_table(table, path)
 
 
 def _line(error: Exception) -> str:

@@ -25,11 +25,20 @@ class Scale:
     std: float = 1.0
 
 
+GATHERED = 64
+"""A running scale rests on so many pictures before it divides a gradient: a deviation of 64 is right to a tenth."""
+
+
 @dataclass(frozen=True)
 class RunningScale:
     """The scale that the scores themselves have had lately, over all ranks, this step's included."""
 
     half_life_images: float
+
+    @property
+    def gathered(self) -> float:
+        """Pictures that it must rest on; never more than a short half-life lets it remember."""
+        return min(float(GATHERED), self.half_life_images)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Judged:
     Attributes:
         gradient: d r_i / d image_i; None if there is no reward with a weight left.
         finite: samples whose sum and gradient are finite.
-        metrics: means over the samples that were kept.
+        metrics: means over the samples that were kept: score, norm of the picture's gradient, scaled score.
     """
 
     gradient: Float[Tensor, "batch 3 rows columns"] | None
@@ -114,6 +123,16 @@ class RewardPanel:
     _in_a_row: dict[str, int] = field(default_factory=dict)
     _moments: dict[str, _Moments] = field(default_factory=dict)
 
+    @property
+    def gathering(self) -> bool:
+        """Whether a reward that is trained on has a running scale of too few pictures; the same on all ranks."""
+        return any(
+            isinstance(term.scale, RunningScale)
+            and term.weight > 0
+            and self._moments.get(term.name, _Moments()).count < term.scale.gathered
+            for term in self.terms
+        )
+
     def submit(self, images: Float[Tensor, "batch 3 rows columns"], prompts: Sequence[str]) -> list[PendingReward]:
         """Send the pictures to every reward, without waiting."""
         return [term.submit(images, prompts) for term in self.terms]
@@ -132,10 +151,11 @@ class RewardPanel:
         found = self._agreed(self._await(pending))
         scales = self._scales(found, finite)
         metrics: dict[str, Tensor | float] = {}
-        for term, (score, _) in found:
+        for term, (score, gradient) in found:
             score, scale = score.to(finite.device), scales[term.name]
-            kept = finite & score.isfinite()
+            kept, norm = finite & score.isfinite(), gradient.flatten(1).norm(dim=1).to(finite.device)
             metrics[f"reward/{term.name}"] = kept_mean(score, kept)
+            metrics[f"grad_norm/reward/{term.name}"] = kept_mean(norm, kept & norm.isfinite())
             if term.scale != Scale():
                 metrics[f"normalised/{term.name}"] = kept_mean((score - scale.mean) / scale.std, kept)
         if self.tolerance.errors:

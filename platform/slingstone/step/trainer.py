@@ -21,7 +21,7 @@ from slingstone.objectives.divergence import Divergence, ScoreNetworks, divergen
 from slingstone.objectives.finite import cleaned, kept_mean
 from slingstone.objectives.reward import decoder_vjp
 from slingstone.step.ema import ExponentialMovingAverage, Fragment
-from slingstone.step.panel import PendingReward, RewardPanel
+from slingstone.step.panel import GATHERED, PendingReward, RewardPanel
 
 
 @runtime_checkable
@@ -123,8 +123,11 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Update the assistant `K_TA` times, then (after the warm-up) the generator once.
 
+        Before the generator's first update, running scales of rewards are gathered from pictures of its own.
+
         Returns:
-            Metrics of this rank. Means run over the samples that were kept; times are in seconds.
+            Metrics of this rank. Means run over the samples that were kept, and are NaN if none was; times are in
+            seconds.
 
         Raises:
             FloatingPointError: if a gradient norm is not finite. Samples are dropped by what goes into and comes out
@@ -136,6 +139,7 @@ class Trainer:
         for _ in range(self.settings.assistant_updates):
             metrics = self._update_assistant()
         if self.images >= self.settings.warmup_images:
+            self._gather_scales()
             metrics |= self._update_generator()
         self.images += self.settings.batch_size * self.settings.world_size
         values = {name: float(value) for name, value in metrics.items()}
@@ -170,6 +174,18 @@ class Trainer:
             "nonfinite/assistant": (~finite).sum(),
         }
 
+    def _gather_scales(self) -> None:
+        """Show rewards whose scale rests on too few pictures some more; near-equal scores would divide by nearly 0."""
+        for _ in range(math.ceil(GATHERED / (self.settings.batch_size * self.settings.world_size))):
+            if not self.rewards.gathering:
+                return
+            prompts = next(self.prompts)
+            with torch.no_grad():
+                x0 = self.generator.module(self._noise(), self.family.text_encoder.encode(prompts))
+                x0, finite = cleaned(at_least_fp32(x0))
+            pending, _ = self._submit(x0, prompts)
+            self.rewards.collect(pending, finite)
+
     def _update_generator(self) -> dict[str, Tensor | float]:
         """Take one generator step against the frozen assistant, dropping samples that are not finite."""
         prompts = next(self.prompts)
@@ -177,7 +193,8 @@ class Trainer:
         x0 = self.generator(self._noise(), condition)
         leaf, finite = cleaned(at_least_fp32(x0.detach()))
         # Rewards are asked before the score networks run and awaited after, so that their latency is hidden.
-        pending, pull = self._submit(leaf, prompts)
+        pending, pull, drawn = self._submit(leaf, prompts)
+        finite &= drawn
 
         gradient, finite, metrics = self._divergence(leaf, condition, finite)
         reward_gradient, finite, reward_metrics = self._reward(leaf, pending, pull, finite)
@@ -216,13 +233,18 @@ class Trainer:
 
     def _submit(
         self, x0: Float[Tensor, "batch channel height width"], prompts: Sequence[str]
-    ) -> tuple[list[PendingReward], Callable[[Tensor], Tensor]]:
-        """Send the decoded pictures to every reward, without waiting; return also the decoder's pull to `x0`."""
+    ) -> tuple[list[PendingReward], Callable[[Tensor], Tensor], Bool[Tensor, " batch"]]:
+        """Send the decoded pictures to every reward, without waiting; black ones for those that are not finite.
+
+        Returns:
+            What is awaited, the decoder's pull to `x0`, and which pictures are finite.
+        """
         if not self.rewards.terms:
-            return [], torch.zeros_like
+            return [], torch.zeros_like, torch.ones(len(x0), dtype=torch.bool, device=x0.device)
         decoder, mode = self.family.decoder, self.settings.divergence.gradient
         images, pull = decoder_vjp(decoder.decode, x0, decoder.chunk, mode)
-        return self.rewards.submit(images, prompts), pull
+        images, drawn = cleaned(images)
+        return self.rewards.submit(images, prompts), pull, drawn
 
     def _reward(
         self,

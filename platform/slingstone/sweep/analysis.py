@@ -1,5 +1,6 @@
 """What the complete trials of a sweep say, by Optuna: which to take, and which of the varied values mattered."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from slingstone.config import Sweep
 from slingstone.config.sweep import Range, Uniform
+from slingstone.config.tree import Metric
+from slingstone.evaluation.ranking import rank
 from slingstone.sweep.table import metrics_of
 from slingstone.sweep.trials import as_text
 
@@ -17,17 +20,16 @@ FEWEST = 4
 
 def pareto_front(sweep: Sweep, complete: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the trials that no other beats in one objective without losing in another."""
-    study = _study([f"{entry.mode}imize" for entry in sweep.objectives])
+    study = _study(["maximize"] * len(sweep.objectives))
     for trial in complete:
-        values = [trial["metrics"][entry.metric] for entry in sweep.objectives]
+        values = [_rank(trial, entry) for entry in sweep.objectives]
         study.add_trial(optuna.trial.create_trial(values=values))
     return [complete[trial.number] for trial in study.best_trials]
 
 
 def recommended(sweep: Sweep, complete: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the trial of the Pareto front with the best held-out signal."""
-    best = max if sweep.signal.mode == "max" else min
-    return best(pareto_front(sweep, complete), key=lambda trial: trial["metrics"][sweep.signal.metric])
+    return max(pareto_front(sweep, complete), key=lambda trial: _rank(trial, sweep.signal))
 
 
 def importances(sweep: Sweep, complete: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -40,8 +42,13 @@ def importances(sweep: Sweep, complete: Sequence[dict[str, Any]]) -> dict[str, d
     return {metric: found for metric in metrics_of(sweep) if (found := _shares(sweep, complete, metric))}
 
 
+def _rank(trial: dict[str, Any], entry: Metric) -> float:
+    return rank(trial["metrics"].get(entry.metric), entry.mode)
+
+
 def _shares(sweep: Sweep, trials: Sequence[dict[str, Any]], metric: str) -> dict[str, float]:
-    scores = [(trial["values"], trial["metrics"][metric]) for trial in trials if metric in trial["metrics"]]
+    found = [(trial["values"], trial["metrics"].get(metric, math.nan)) for trial in trials]
+    scores = [(values, score) for values, score in found if math.isfinite(score)]
     if len(scores) < FEWEST or len({score for _, score in scores}) == 1:
         return {}
     study, space = _study(["maximize"]), {path: _distribution(values) for path, values in sweep.space.items()}

@@ -1,13 +1,12 @@
 """What came out of a sweep: every trial with its outcome, the Pareto front, and the run to take."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.tune
 
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.config import load, to_yaml
 from slingstone.driver.launch import RunFailed
 from slingstone.sweep.analysis import importances, pareto_front, recommended
@@ -83,10 +82,9 @@ def _is_metric(key: str, value: Any) -> bool:
 
 def _close(row: dict[str, Any], parent: tracking.Run) -> None:
     """Tag a trial's MLflow run with its outcome, and end that of one which was stopped from outside."""
-    path = Path(row["directory"]) / "mlflow.json"
-    if not path.is_file():
+    if (saved := atomic.read_json(Path(row["directory"]) / "mlflow.json")) is None:
         return
-    run = tracking.Run(parent.uri, json.loads(path.read_text())["run_id"])
+    run = tracking.Run(parent.uri, saved["run_id"])
     run.tag("outcome", row["outcome"])
     if row["reason"]:
         run.tag("reason", row["reason"][:4000])
@@ -99,8 +97,8 @@ def _write(
 ) -> None:
     sweep, directory = prepared.sweep, prepared.directory
     overrides = [*assignments(best["values"]), f"name={sweep.name}-recommended"]
-    (directory / "recommended.yaml").write_text(to_yaml(load(prepared.given_file, overrides)))
-    (directory / "table.md").write_text(markdown(sweep, summary))
+    atomic.write_text(directory / "recommended.yaml", to_yaml(load(prepared.given_file, overrides)))
+    atomic.write_text(directory / "table.md", markdown(sweep, summary))
     trained = {entry.name: entry.weight for entry in prepared.experiment.rewards.services if entry.weight > 0}
     draw(sweep, trained, complete, best["name"], directory / "pareto.png")
     for name in ("recommended.yaml", "table.md", "pareto.png", "sweep.yaml"):

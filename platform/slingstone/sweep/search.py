@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.config import Sweep
 from slingstone.config.sweep import Uniform
 from slingstone.driver import cluster, placement, rewards
@@ -42,9 +42,9 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
     """
     directory, experiment = prepared.directory, prepared.experiment
     prepared.begin()
-    if (finished := directory / "summary.json").is_file():
+    finished = directory / "summary.json"
+    if (summary := atomic.read_json(finished)) is not None:
         say(f"{prepared.sweep.name} is complete: delete {directory} or give another name to start afresh")
-        summary = json.loads(finished.read_text())
         results.conclude(prepared, summary, say)
         return summary
     if not ray.is_initialized():
@@ -55,13 +55,14 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
     held = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
     with (
         tracking.parent_run("sweep", experiment, prepared.sweep, directory) as parent,
-        rewards.running(experiment.rewards, experiment.placement, held),
+        rewards.running(experiment.rewards, experiment.placement, directory, held) as served,
     ):
         with open_board(say) as board:
-            trial = ray.tune.with_parameters(run_trial, prepared=prepared, parent=parent.run_id, board=board)
+            known = {"prepared": prepared, "served": served, "parent": parent.run_id, "board": board}
+            trial = ray.tune.with_parameters(run_trial, **known)
             _tune(prepared, trial, concurrent)
         summary = results.collect(prepared, parent) | {"seconds": round(time.monotonic() - start, 1)}
-        finished.write_text(json.dumps(summary, indent=1))
+        atomic.write_text(finished, json.dumps(summary, indent=1))
         parent.artifact(finished)
     results.conclude(prepared, summary, say)
     say(f"{duration(summary['seconds'])} for {prepared.num_trials} trials")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from slingstone.config import Sweep
+from slingstone.evaluation.ranking import rank
 from slingstone.evaluation.table import markdown_table
 
 
@@ -10,9 +11,8 @@ def markdown(sweep: Sweep, summary: dict[str, Any]) -> str:
     """Return a row a trial, complete ones first, best signal first, and each path's share of the variance."""
     signal = sweep.signal
 
-    def order(trial: dict[str, Any]) -> tuple[bool, bool, float]:
-        found = trial["metrics"].get(signal.metric)
-        return trial["outcome"] != "complete", found is None, (found or 0.0) * (-1 if signal.mode == "max" else 1)
+    def order(trial: dict[str, Any]) -> tuple[bool, float]:
+        return trial["outcome"] != "complete", -rank(trial["metrics"].get(signal.metric), signal.mode)
 
     rows = [["trial", *sweep.space, *metrics_of(sweep), "images", "outcome"]]
     for trial in sorted(summary["trials"], key=order):

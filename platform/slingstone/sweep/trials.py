@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from slingstone import atomic
 from slingstone.config import Experiment, Sweep, load, paths, to_yaml
-from slingstone.config.experiment import ALWAYS_MEASURED, measured, trained_on
+from slingstone.config.experiment import measured, metrics, trained_on
 from slingstone.config.sweep import Uniform
 from slingstone.driver import preflight
 
@@ -87,7 +88,7 @@ class PreparedSweep:
                     "or delete the directory"
                 )
         for path, text in (texts | {self.resolved_file: to_yaml(self.experiment)}).items():
-            path.write_text(text)
+            atomic.write_text(path, text)
 
 
 def prepare(sweep: Sweep) -> PreparedSweep:
@@ -103,7 +104,9 @@ def prepare(sweep: Sweep) -> PreparedSweep:
     for values in _corners(sweep):
         own = [*assignments(values), *sweep.trial_overrides, f"storage={sweep.storage}"]
         trial = load(source, [*sweep.overrides, *own])
-        _check(sweep, preflight.prepare(trial))
+        prepared = preflight.prepare(trial)
+        _share_rewards(sweep, experiment, prepared)
+        _check(sweep, prepared)
     return PreparedSweep(sweep, experiment, as_given, Path.cwd())
 
 
@@ -127,15 +130,25 @@ def _corners(sweep: Sweep) -> Iterator[dict[str, Any]]:
         yield {path: values[number % len(values)] for path, values in ends.items()}
 
 
+def _share_rewards(sweep: Sweep, experiment: Experiment, trial: Experiment) -> None:
+    """Refuse to vary what all trials share: each would be told another value, and get the same scores."""
+    for key in experiment.rewards.differing(trial.rewards):
+        path = next((path for path in sweep.space if f"{key}.".startswith(f"{path}.")), None)
+        field = "trial_overrides" if path is None else f"space.{path}"
+        raise ValueError(
+            f"{field}: all trials share one service of each reward, so that {key} cannot differ; run a sweep for each "
+            "value, or give every trial its own rewards with rewards.backend=in_process in overrides"
+        )
+
+
 def _check(sweep: Sweep, trial: Experiment) -> None:
     """Refuse metrics that no trial has, and what makes trials say nothing of each other."""
     signal, early, warmup = sweep.signal.metric, sweep.early_stopping, trial.training.warmup_images
     named = {f"objectives.{i}.metric": entry.metric for i, entry in enumerate(sweep.objectives)}
     for field, metric in (named | {"signal.metric": signal}).items():
         if not measured(trial, metric):
-            known = [*(f"rewards/{entry.name}" for entry in trial.rewards.services), *ALWAYS_MEASURED]
             oracle = "" if trial.evaluation.oracle else "; evaluation.oracle is null, so there is no ground truth"
-            raise ValueError(f"{field} = {metric!r}: no evaluation has it; it has {', '.join(known)}{oracle}")
+            raise ValueError(f"{field} = {metric!r}: no evaluation has it; it has {', '.join(metrics(trial))}{oracle}")
     if trained_on(trial, signal):  # it would reward the hacking of it
         raise ValueError(
             f"signal.metric = {signal!r}: the trials are trained on it; hold it out with "

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slingstone.atomic import write_text
+
 
 def journal_of(directory: Path, run_id: str) -> Path:
     """Return where the numbers of an MLflow run are kept, in the directory of the run."""
@@ -65,9 +67,7 @@ class Journal:
 
     def deliver(self, mark: int) -> None:
         """Note that everything up to the mark was delivered."""
-        partial = self._sent_path.with_name(self._sent_path.name + ".new")
-        partial.write_text(str(mark))
-        partial.replace(self._sent_path)
+        write_text(self._sent_path, str(mark))
 
     def _points(self, start: int, end: int | None = None) -> Iterator[Point]:
         if not self._path.is_file():

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
+from slingstone import atomic
 from slingstone.config import Experiment, RewardComparison, TrainingJob, flatten
 from slingstone.config.comparison import Comparison
 from slingstone.config.paths import absolute_uri
@@ -104,12 +105,12 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         directory: remembers the run.
     """
     uri, path = ready(experiment), directory / "mlflow.json"
-    saved = json.loads(path.read_text()) if path.is_file() else {}
+    saved = atomic.read_json(path) or {}
     run = reopened(uri, saved["run_id"]) if saved.get("uri") == uri else None
     if run is None:
         tags, name = {"kind": kind, "directory": str(directory)}, f"{kind} {group.name}"
         run = create_run(uri, experiment.tracking.experiment, name, flatten(group), tags, Path(group.storage))
-        path.write_text(json.dumps({"uri": uri, "run_id": run.run_id}))
+        atomic.write_text(path, json.dumps({"uri": uri, "run_id": run.run_id}))
     status = "FAILED"
     try:
         yield run

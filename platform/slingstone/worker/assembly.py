@@ -67,7 +67,7 @@ def assemble(assignment: Assignment[Experiment], rank: int, world: int, device: 
 
     generator = engine(family.generator, training.generator_optimizer)
     assistant = engine(family.assistant, training.assistant_optimizer)
-    judges = clients(experiment.rewards, device)
+    judges = clients(assignment.served or experiment.rewards, device)
     prompts = PromptSampler(texts, training.batch_size, rank, world, experiment.seed)
     assert isinstance(family.decoder, VaeDecoder)
     decoder = reward_decoder(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from slingstone.config import TrainingJob
+from slingstone.config import Rewards, TrainingJob
 
 Job_co = TypeVar("Job_co", bound=TrainingJob, covariant=True)
 
@@ -16,6 +16,7 @@ class Assignment(Generic[Job_co]):
         experiment: its paths are absolute.
         directory: where the run writes; all nodes see it.
         board: handle of the actor that shows lines to the user.
+        served: the rewards as they are served for this run; by default as they are configured.
     """
 
     experiment: Job_co
@@ -23,3 +24,4 @@ class Assignment(Generic[Job_co]):
     mlflow_uri: str
     mlflow_run_id: str
     board: Any
+    served: Rewards | None = None

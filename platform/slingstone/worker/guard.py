@@ -1,17 +1,21 @@
 """The guard against reward hacking: what evaluations found, what is decided on it, and who carries that out."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch.distributed as dist
 from torch import nn
 
+from slingstone import atomic
+from slingstone.checkpoints.collectives import from_rank_0
 from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.saving import Checkpoints
 from slingstone.config.guard import Guard, Rule
+from slingstone.config.tree import Metric
+from slingstone.evaluation.ranking import rank
 from slingstone.evaluation.table import numbers
 from slingstone.worker.measure import Measure
 
@@ -37,6 +41,8 @@ class Breach:
     bound: float
 
     def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return f"{self.rule.metric} is not finite: the generator drew pictures that are not"
         side = "below" if self.value < self.bound else "above"
         found = f"{self.rule.metric} {self.value:.4g} is {side} {self.bound:.4g} (init {self.initial:.4g})"
         return found + (f" for {self.rule.patience} evaluations" if self.rule.patience > 1 else "")
@@ -91,12 +97,15 @@ def decide(guard: Guard, history: Sequence[Finding], best: Finding | None = None
 
 def _better(guard: Guard, one: Finding, other: Finding | None) -> bool:
     """Tell whether one evaluation is better than the other by the guard's number; without it none is."""
-    if guard.best is None or guard.best.metric not in one.values:
+    if guard.best is None or _rank(guard.best, one) == -math.inf:
         return False
-    if other is None or guard.best.metric not in other.values:
+    if other is None:
         return True
-    sign = 1 if guard.best.mode == "max" else -1
-    return sign * one.values[guard.best.metric] > sign * other.values[guard.best.metric]
+    return _rank(guard.best, one) > _rank(guard.best, other)
+
+
+def _rank(best: Metric, finding: Finding) -> float:
+    return rank(finding.values.get(best.metric), best.mode)
 
 
 def _breach(rule: Rule, initial: Mapping[str, float], history: Sequence[Finding]) -> Breach | None:
@@ -108,10 +117,15 @@ def _breach(rule: Rule, initial: Mapping[str, float], history: Sequence[Finding]
 
 
 def _passed(rule: Rule, initial: Mapping[str, float], finding: Finding) -> float | None:
-    """Return the bound that an evaluation passes, as a value; a number that does not apply passes none."""
+    """Return the bound that an evaluation passes, as a value: NaN for a number that is not finite, which passes any.
+
+    A number that does not apply passes none.
+    """
     if rule.metric not in finding.values or rule.metric not in initial:
         return None
     value = finding.values[rule.metric]
+    if not math.isfinite(value):  # no value is worse
+        return math.nan
     below, above = (_bound(rule, given, initial[rule.metric]) for given in (rule.below, rule.above))
     if below is not None and value < below:
         return below
@@ -128,7 +142,7 @@ class HackingGuard:
     """Judges the evaluations of a run on every rank, and saves the state of the best one if a rule may return to it.
 
     Args:
-        guard: the rules; without any, nothing here does anything.
+        guard: the rules; without any, evaluations are taken note of and nothing else.
         directory: holds the evaluations so far; all nodes see it.
         best: holds the state of the best evaluation alone, apart from the run's own checkpoints.
     """
@@ -144,42 +158,48 @@ class HackingGuard:
 
     def begin(self, measure: Measure, generator: nn.Module, facts: Facts) -> None:
         """Evaluate the initial generator, and read what was found up to here before a restart; a collective."""
+        self._history = [Finding(**entry) for entry in from_rank_0(lambda: atomic.read_json(self._file)) or []]
+        self._history = [finding for finding in self._history if 0 < finding.images <= facts.images]
         if not self._guard.rules:
             return
-        read = json.loads(self._file.read_text()) if self._file.is_file() else []
-        before = [Finding(0, numbers(measure.initial_short(generator)))]
-        before += [Finding(**entry) for entry in read if entry["images"] > 0]
-        saved = self._checkpoints.newest()
-        self._best = next((finding for finding in before if saved and finding.images == int(saved)), None)
-        self._history = [finding for finding in before if finding.images <= facts.images]
-        if facts.images == 0 and self._best is None:
-            self._save_if_best(decide(self._guard, self._history), facts)
-        dist.barrier()  # before rank 0 writes again what all have read
+        self._history.insert(0, Finding(0, numbers(measure.initial_short(generator))))
+        self._best = self._kept()
+        decision = decide(self._guard, self._history, self._best)
+        if facts.images == 0:
+            self._save_if_best(decision, facts)
+        elif self.judged(facts.images):
+            self._last = decision  # which the restart did not undo
 
-    def judge(self, summary: dict[str, Any], facts: Facts) -> Decision:
+    def judged(self, images: int) -> bool:
+        """Tell whether there was an evaluation at this position, before a restart too."""
+        return any(finding.images == images for finding in self._history)
+
+    def judge(self, summary: Mapping[str, Any], facts: Facts) -> Decision:
         """Decide on an evaluation, and save the state if it is the best so far; a collective."""
-        if not self._guard.rules:
-            return self._last
         self._history.append(Finding(facts.images, numbers(summary)))
         # All ranks hold the same numbers; that all obey rank 0 makes it certain that none trains on alone.
-        decided = [decide(self._guard, self._history, self._best)]
-        dist.broadcast_object_list(decided)
-        self._last = decided[0]
-        if self._rank == 0:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(".partial")
-            partial.write_text(json.dumps([asdict(finding) for finding in self._history], indent=1))
-            partial.replace(self._file)
+        self._last = from_rank_0(lambda: decide(self._guard, self._history, self._best))
         self._save_if_best(self._last, facts)
+        self._write()
         return self._last
+
+    def go_back(self, images: int) -> None:
+        """Forget the evaluations after a position: training returned there. The best state stays the best."""
+        self._history = [finding for finding in self._history if finding.images <= images]
+        self._write()
 
     def finish(self) -> None:
         """Restore the best state, if that was the decision; a collective."""
         if self._last.action == "roll_back":
-            name = self._checkpoints.newest()
-            assert name is not None
-            assert int(name) == self._last.best
-            self._checkpoints.restore_from(name)
+            best = self._checkpoints.best()
+            assert best is not None
+            assert best.images == self._last.best
+            self._checkpoints.restore_from(best.name)
+
+    @property
+    def ends(self) -> bool:
+        """Whether training is over."""
+        return self._last.ends
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -189,8 +209,22 @@ class HackingGuard:
         back = {"best_images": self._last.best} if self._last.action == "roll_back" else {}
         return {"guard": {"action": self._last.action, "images": self._last.images, "reason": str(self._last)} | back}
 
+    def _kept(self) -> Finding | None:
+        """Return the evaluation whose state is kept, as far as it is known; one by another number goes away."""
+        kept, best = self._checkpoints.best(), self._guard.best
+        if kept is None or best is None or kept.score is None:
+            return None
+        if (kept.config.get("guard.best.metric"), kept.config.get("guard.best.mode")) != (best.metric, best.mode):
+            self._checkpoints.delete_all()
+            return None
+        return Finding(kept.images, {best.metric: kept.score if best.mode == "max" else -kept.score})
+
     def _save_if_best(self, decision: Decision, facts: Facts) -> None:
         if decision.keep:
-            self._best = self._history[-1]
-            self._checkpoints.save(facts)
-            self._checkpoints.finish()
+            assert self._guard.best is not None
+            self._checkpoints.save(replace(facts, score=_rank(self._guard.best, self._history[-1])))
+            self._best = self._kept()  # not this one, if a failed save is to be survived
+
+    def _write(self) -> None:
+        if self._rank == 0:
+            atomic.write_text(self._file, json.dumps([asdict(finding) for finding in self._history], indent=1))

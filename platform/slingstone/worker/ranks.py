@@ -1,18 +1,23 @@
 """What the ranks of a job agree on at a step."""
 
+import math
+
 import torch
 import torch.distributed as dist
 
 
 def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Average each metric over the ranks; counts of dropped samples are added. A collective: keys must agree."""
+    """Average each metric over the ranks that have one; counts of dropped samples are added.
+
+    A collective: keys must agree. A mean that no rank has is NaN, as each rank's was.
+    """
     names = sorted(metrics)
     values = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
-    dist.all_reduce(values)
-    world = dist.get_world_size()
+    sums = torch.stack([values.nan_to_num(0.0, math.inf, -math.inf), (~values.isnan()).double()])
+    dist.all_reduce(sums)
     return {
-        name: value if name.startswith("nonfinite/") else value / world
-        for name, value in zip(names, values.tolist(), strict=True)
+        name: total if name.startswith("nonfinite/") else total / ranks if ranks else math.nan
+        for name, total, ranks in zip(names, *sums.tolist(), strict=True)
     }
 
 

@@ -11,6 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from reward_services.identity import identity
+from slingstone import atomic
 from slingstone.config import Experiment
 from slingstone.evaluation.table import numbers
 from slingstone.export.model_card import Provenance, model_card
@@ -71,9 +73,10 @@ class Reporter(Contact):
         if not self._quiet:
             self._picture(measure.grid(results), "grid.png")
             exported = self._directory / "pipeline"
-            measure.family.pipeline.save(generator, exported, torch.float32)
             card = model_card(self._experiment, Provenance(images, "ema", sources(), results))
-            (exported / "README.md").write_text(card, encoding="utf-8")
+            with atomic.replacing(exported) as directory:
+                measure.family.pipeline.save(generator, directory, torch.float32)
+                (directory / "README.md").write_text(card, encoding="utf-8")
             self._upload(exported, results["aligned"], initial=False)
             if not self._run.flush():
                 self.say(f"MLflow cannot be reached: its numbers wait in {self._directory}")
@@ -100,13 +103,13 @@ class Reporter(Contact):
 
     def _picture(self, picture: Image, name: str) -> None:
         path = self._directory / "pictures" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        with atomic.replacing(path) as partial:
+            picture.save(partial)
         self._run.artifact(path, "pictures")
 
 
 def digest(experiment: Experiment) -> str:
     """Return what is equal for runs whose evaluations may be compared: prompts, seeds, rewards and their judges."""
-    judges = [entry.model_dump(include={"name", "model", "checkpoint"}) for entry in experiment.rewards.services]
+    judges = {entry.name: identity(entry) for entry in experiment.rewards.services}
     settings = experiment.evaluation.model_dump(exclude={"reference", "grid_prompts"})
     return hashlib.sha256(json.dumps([settings, judges], sort_keys=True).encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from slingstone.compare.contents import digest
 from slingstone.config import Experiment, flatten, load, paths
 from slingstone.config.contradictions import Contradiction
-from slingstone.config.experiment import ALWAYS_MEASURED, measured
+from slingstone.config.experiment import measured, metrics
 from slingstone.config.paths import PathText, Storage
 from slingstone.config.tree import Name, Section
 from slingstone.driver import preflight
@@ -147,6 +147,7 @@ def prepare(claims: Claims) -> Plan:
                 if name not in runs:
                     runs[name] = preflight.prepare(experiment.model_copy(update={"name": name}))
                     _check_metrics(claims, runs[name])
+                    _share_rewards(f"studies.{study.name}.arms.{arm.name}", next(iter(runs.values())), runs[name])
                 cells.append(Cell(study.name, arm.name, varied, seed, name))
     return Plan(claims, tuple(cells), runs)
 
@@ -157,8 +158,16 @@ def _digest(experiment: Experiment) -> str:
     return digest(told)
 
 
+def _share_rewards(field: str, first: Experiment, run: Experiment) -> None:
+    for key in first.rewards.differing(run.rewards):
+        raise ValueError(
+            f"{field}: all runs share one service of each reward, so that {key} cannot differ; make claims of their own"
+            " for each value, or give every run its own rewards with rewards.backend=in_process in overrides"
+        )
+
+
 def _check_metrics(claims: Claims, experiment: Experiment) -> None:
     for place, metric in enumerate(claims.metrics):
         if not measured(experiment, metric):
-            known = ", ".join([*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED])
+            known = ", ".join(metrics(experiment))
             raise ValueError(f"metrics.{place} = {metric!r}: is in no evaluation; they have {known}")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from slingstone.config import Experiment
-from slingstone.evaluation.table import numbers
+from slingstone.evaluation.table import evaluations, numbers
 from workbench.claims.plan import Plan, Study
 
 Table = Any
@@ -102,8 +102,7 @@ def read(plan: Plan, failed: Mapping[str, str]) -> Results:
 def _evaluations(experiment: Experiment, summary: Path) -> dict[str, dict[str, float]]:
     """Return each evaluation's numbers, with the sum of the rewards that are weighed in training."""
     found: dict[str, dict[str, float]] = {"aligned": {}}
-    for name, value in json.loads(summary.read_text()).items() if summary.is_file() else ():
-        if isinstance(value, dict) and "rewards" in value:
-            trained = sum(entry.weight * value["rewards"][entry.name] for entry in experiment.rewards.services)
-            found[name] = numbers(value) | {TRAINED: float(trained)}
+    for name, value in evaluations(json.loads(summary.read_text())).items() if summary.is_file() else ():
+        trained = sum(entry.weight * value["rewards"][entry.name] for entry in experiment.rewards.services)
+        found[name] = numbers(value) | {TRAINED: float(trained)}
     return found
