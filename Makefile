@@ -1,11 +1,12 @@
 # The commands of the project; `make` lists them.
 #   PYTHON=python3.12        the interpreter that .venv is made with
-#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; SWEEP=..., EVALUATE=..., CLAIMS=... for the other jobs
+#   CONFIG=... ARGS="a.b=c"  another run, and overrides of it, for `make align`; REWARD=..., SWEEP=..., EVALUATE=..., CLAIMS=... for the other jobs
 #   RAY_ADDRESS or RAY_API_SERVER_ADDRESS=http://head:8265, STORAGE=/mnt/shared
 #                            send the job to that cluster, which writes to that directory
 
 PYTHON ?= python3
 CONFIG ?= configs/align/scenes.yaml
+REWARD ?= configs/reward/scenes.yaml
 SWEEP ?= configs/sweep/scenes.yaml
 CLAIMS ?= configs/claims/scenes.yaml
 ARENA ?= configs/arena/scenes.yaml
@@ -32,7 +33,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align sweep evaluate arena claims world mlflow stop test coverage test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu parity clean
+.PHONY: help setup align reward sweep evaluate arena claims world mlflow stop test coverage test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
@@ -46,6 +47,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 align: $(STAMP) ## align the demo's one-step generator, as a job of a Ray cluster; starts a local one if none is named
 	$(call submit,jobs/align.py $(CONFIG))
+
+reward: $(STAMP) ## fit a reward to votes; the demo's tiny PickScore to 1,000 simulated ones, in the same way
+	$(call submit,jobs/reward.py $(REWARD))
 
 sweep: $(STAMP) ## vary the run's configuration and find what is best held out, in the same way
 	$(call submit,jobs/sweep.py $(SWEEP))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic import NonNegativeFloat as NonNegative
 
-RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic"]
+RewardKind = Literal["pickscore", "hps", "hps_v2", "imagereward", "clip_score", "aesthetic", "ensemble"]
 UPSTREAM_KINDS: tuple[RewardKind, ...] = ("hps", "hps_v2", "imagereward")
 PreprocessMode = Literal["exact", "smooth"]
 NodeLabel = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*$", max_length=200)]

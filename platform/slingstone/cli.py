@@ -28,10 +28,13 @@ def align(given: argparse.Namespace) -> None:
 
 
 def evaluate(given: argparse.Namespace) -> None:
-    """Score any number of models on any sets of prompts, side by side."""
+    """Score models on prompts, or rewards on people's votes, side by side."""
     from slingstone.compare import shards
-    from slingstone.config import Comparison, load_as, to_yaml
+    from slingstone.config import Comparison, kind_of, load_as, to_yaml
 
+    if kind_of(given.config) == "rewards":
+        _evaluate_rewards(given)
+        return
     comparison = shards.prepare(load_as(Comparison, given.config, given.overrides))
     if given.dry_run:
         from slingstone.compare.cut_prompts import cut_prompts
@@ -44,6 +47,29 @@ def evaluate(given: argparse.Namespace) -> None:
     from slingstone.compare import schedule  # imports torch and ray, which take seconds
 
     schedule.compare(comparison, say)
+
+
+def _evaluate_rewards(given: argparse.Namespace) -> None:
+    from slingstone.config import RewardComparison, load_as, to_yaml
+    from slingstone.preferences import comparison
+
+    prepared = comparison.prepare(load_as(RewardComparison, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(prepared), end="")
+    else:
+        comparison.compare(prepared, say)
+
+
+def reward(given: argparse.Namespace) -> None:
+    """Fit a reward to people's votes."""
+    from slingstone.config import RewardFit, load_as, to_yaml
+    from slingstone.preferences import launch
+
+    fitting = launch.prepare(load_as(RewardFit, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(fitting), end="")
+        return
+    launch.fit(fitting, say)
 
 
 def sweep(given: argparse.Namespace) -> None:
@@ -210,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {stop}")
     add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {stop}")
     add_config(command(arena), "configs/arena/scenes.yaml", "door.port=8500", f"{check} arena {stop}")
+    add_config(command(reward), "configs/reward/scenes.yaml", "votes.limit=300", f"{check} fitting {stop}")
     planned = add_config(command(plan), "configs/align/sdxl.yaml", "runtime.zero_stage=3")
     planned.add_argument("--gpus", type=int, default=8, help="GPUs that train")
     planned.add_argument("--device", default="h100", help="kind of GPU, such as a100")

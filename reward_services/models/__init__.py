@@ -15,6 +15,7 @@ _CLASSES = {
     "hps_v2": "reward_services.models.hps:HPSv2",
     "imagereward": "reward_services.models.imagereward:ImageReward",
     "clip_score": "reward_services.models.clip_score:ClipScore",
+    "ensemble": "reward_services.models.ensemble:Ensemble",
     "aesthetic": "reward_services.models.aesthetic:Aesthetic",
 }
 _UPSTREAM = {

@@ -67,16 +67,19 @@ class ClipSimilarity(nn.Module):
     def forward(self, pixels: Float[Tensor, "batch 3 size size"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return the cosines, in float32 or better, of normalised model inputs and prompts."""
         hidden = self.model.vision_model(pixel_values=pixels.to(self.model.visual_projection.weight.dtype))
-        images = _normalised(self.model.visual_projection(hidden.pooler_output))
+        images = normalised(self.model.visual_projection(hidden.pooler_output))
         texts = self._cached(prompts) if self._frozen() else self._encode(prompts)
         return (images * texts).sum(dim=-1)
 
     def _encode(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
+        return normalised(self.model.text_projection(self.summaries(prompts)))
+
+    def summaries(self, prompts: Sequence[str]) -> Float[Tensor, "batch hidden"]:
+        """Return what the text tower makes of prompts, before its projection."""
         length = tower_configs(self.model)[1].max_position_embeddings
         ids, _ = tokens_of(self.tokenizer, [self.clean(prompt) for prompt in prompts], length)
         # No padding mask: attention is causal and the embedding is read at the first end-of-text token.
-        hidden = self.model.text_model(input_ids=ids.to(self.model.text_projection.weight.device))
-        return _normalised(self.model.text_projection(hidden.pooler_output))
+        return self.model.text_model(input_ids=ids.to(self.model.text_projection.weight.device)).pooler_output
 
     def _text_parameters(self) -> list[nn.Parameter]:
         return [*self.model.text_model.parameters(), *self.model.text_projection.parameters()]
@@ -123,5 +126,6 @@ class ClipReward(PublishedReward):
         return self.similarity.model.logit_scale.exp() * cosines if self.scaled else cosines
 
 
-def _normalised(embeddings: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+def normalised(embeddings: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """Return embeddings of length 1, in float32 or better."""
     return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)

@@ -86,6 +86,12 @@ class ImageReward(PublishedReward):
 
     def score(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> Float[Tensor, " batch"]:
         """Return one score a picture for RGB pictures in [0, 1]."""
+        return self.judged(self.summaries(images, prompts), self.mlp)
+
+    def summaries(
+        self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]
+    ) -> Float[Tensor, "batch hidden"]:
+        """Return what the towers make of pictures and prompts, before the head."""
         pixels = self.preprocess(images).to(self.vision.embeddings.patch_embedding.weight.dtype)
         patches = self.vision(pixel_values=pixels).last_hidden_state
         ids, mask = tokens_of(self.tokenizer, prompts, MAX_TOKENS)
@@ -95,8 +101,12 @@ class ImageReward(PublishedReward):
             encoder_hidden_states=patches,
             is_decoder=False,  # attention is bidirectional; the configuration only asks for cross-attention layers
         ).last_hidden_state
-        reward = self.mlp(hidden[:, 0].to(self.mlp.layers[0].weight.dtype)).squeeze(-1)
-        return (reward - _MEAN) / _STD
+        return hidden[:, 0]
+
+    @staticmethod
+    def judged(summaries: Float[Tensor, "batch hidden"], head: RewardHead) -> Float[Tensor, " batch"]:
+        """Return a head's scores."""
+        return (head(summaries.to(next(head.parameters()).dtype)).squeeze(-1) - _MEAN) / _STD
 
 
 def described_vision(weights: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from reward_services.contents import local_path
-from reward_services.models import clip, imagereward
-from reward_services.models.checkpoints import read_tokenizer, weights_file
+from reward_services.models import clip, ensemble, imagereward
+from reward_services.models.checkpoints import fetch, read_tokenizer, weights_file
 from reward_services.models.clip_score import ClipScore
 from reward_services.models.hps import HPS, HPSv2
 from reward_services.models.pickscore import PickScore
@@ -33,6 +33,9 @@ def window(spec: RewardSpec) -> Window | None:
     Raises:
         ValueError: its tokenizer is not here.
     """
+    if spec.model == "ensemble":
+        of = json.loads(fetch(spec.checkpoint, ensemble.FILE).read_text())["model"]
+        return window(spec.model_copy(update={"model": of}))
     if spec.model == "imagereward":
         given = read_tokenizer(
             BertTokenizer, spec.tokenizer, spec.checkpoint, imagereward.PUBLISHED_TOKENIZER, download=False

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextModel, BlipVisionModel, CLIPModel, CLIPTokenizer
 
 from reward_services.models import hps, imagereward
 from reward_services.models.clip import tower_configs
+from reward_services.models.ensemble import FILE as ENSEMBLE_FILE
+from reward_services.models.ensemble import WEIGHTS_FILE as ENSEMBLE_WEIGHTS
+from reward_services.models.ensemble import Ensemble
 from reward_services.models.head import RewardHead
 from reward_services.models.layouts import transformers_to_imagereward, transformers_to_open_clip
 
@@ -92,6 +96,14 @@ def write_imagereward(
     (directory / imagereward.VISION_CONFIG_FILE).write_text(json.dumps(heads, indent=2) + "\n")
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
+
+
+def write_ensemble(ensemble: Ensemble, directory: str | Path) -> None:
+    """Write the heads of an ensemble beside the reward that it is of, which is written already."""
+    directory = Path(directory)
+    save_file(_stored(ensemble.heads, torch.float32), directory / ENSEMBLE_WEIGHTS)
+    settings = {"model": ensemble.kind, "heads": len(ensemble.heads), "spread_weight": ensemble.spread_weight}
+    (directory / ENSEMBLE_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _stored(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

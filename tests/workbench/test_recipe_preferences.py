@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from workbench.recipe.preferences import JUDGE, drawn_candidates, preference_loss
+from slingstone.preferences.census import Census
+from workbench.recipe.preferences import JUDGE, drawn_candidates
+from workbench.recipe.votes import all_votes, simulated_votes, utility_foretells
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +22,26 @@ def test_pictures_of_the_caption_are_worth_more_than_those_of_another_scene(cand
     assert true.mean() > false.mean() + 0.1
 
 
-def test_choices_follow_bradley_terry():
-    """At scores equal to the judge's own logits the loss is the entropy of its choices: no scores do better."""
-    utility = torch.tensor([[0.2, 0.3]]).repeat(20_000, 1)
-    chance = torch.sigmoid(torch.tensor(-0.1 * JUDGE))
-    entropy = -(chance * chance.log() + (1 - chance) * (1 - chance).log())
+def test_choices_follow_bradley_terry(candidates):
+    votes = [vote for seed in range(8) for vote in all_votes(candidates, seed)]
+    first = {"first": 1.0, "second": 0.0}
+    slots = [int(place) for vote in votes for place in vote.vote_id.split("-")[2:]]
+    rows, left, right = torch.tensor(slots).view(-1, 3).T
+    gap = candidates.utility[rows, left] - candidates.utility[rows, right]
+    choice = torch.tensor([first[vote.choice] for vote in votes])
+    for low in (-0.3, -0.1, 0.0, 0.1):
+        near = (gap >= low) & (gap < low + 0.1)
+        chance = torch.sigmoid(JUDGE * gap[near]).mean()
+        error = 4 * 0.5 / near.sum().sqrt()  # four standard errors
+        assert (choice[near].mean() - chance).abs() < error
 
-    def loss(scale):
-        return preference_loss(scale * utility, utility, torch.Generator().manual_seed(0)).item()
 
-    assert loss(JUDGE) == pytest.approx(entropy.item(), abs=0.01)  # 3 standard errors
-    assert loss(JUDGE) < min(loss(0.5 * JUDGE), loss(2 * JUDGE))
+def test_simulated_voters_tie_where_they_see_no_difference_and_one_in_ten_chooses_at_random(candidates):
+    votes = list(simulated_votes(candidates, ["drawing"] * 4, pairs=600, voters=20, seed=0, votes_per_pair=3))
+    assert len(votes) == 1800
+    assert {"first", "second", "tie"} <= {vote.choice for vote in votes}
+    census = Census.of(votes)
+    assert 0.55 < (census.agreement or 0) < 0.95
+    assert utility_foretells(candidates, votes) > (census.agreement or 1), "nobody foretells votes better than utility"
+    random_voters = [vote for vote in votes if vote.voter in ("voter-9", "voter-19")]
+    assert utility_foretells(candidates, random_voters) < 0.65

@@ -5,19 +5,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reward_services.contents import local_path
 from reward_services.identity import identity
 from slingstone import atomic
 from slingstone.checkpoints.store import open_store
-from slingstone.config import Experiment, flatten, load, to_yaml
+from slingstone.config import Experiment, TrainingJob, flatten, load_as, to_yaml
 from slingstone.config.paths import of_sources
+from slingstone.config.tree import Section
 from slingstone.tracking import redacted
 from slingstone.tracking.provenance import sources
 
 MAY_CHANGE = (
     "training.num_images",
+    "training.num_votes",
+    "training.patience",
     "training.checkpoint_every_images",
     "training.grid_every_images",
     "training.keep_checkpoints",
@@ -35,12 +38,13 @@ MAY_CHANGE = (
 """Keys, or beginnings of keys, that do not change what a continued run computes."""
 
 
-def checkpoints(experiment: Experiment) -> str:
+def checkpoints(experiment: TrainingJob) -> str:
     """Return where a run's checkpoints lie."""
-    return f"{(experiment.recovery.checkpoints or experiment.storage).rstrip('/')}/align/{experiment.name}/checkpoints"
+    root = (experiment.recovery.checkpoints or experiment.storage).rstrip("/")
+    return f"{root}/{experiment.job}/{experiment.name}/checkpoints"
 
 
-def newest(experiment: Experiment) -> str | None:
+def newest(experiment: TrainingJob) -> str | None:
     """Return the name of a run's newest checkpoint."""
     return next(reversed(open_store(checkpoints(experiment)).names()), None)
 
@@ -67,7 +71,7 @@ def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The directory of a run, `<storage>/align/<name>`."""
+    """The directory of a run, `<storage>/<job>/<name>`."""
 
     directory: Path
 
@@ -86,14 +90,14 @@ class RunDirectory:
         saved = atomic.read_json(self.directory / "mlflow.json") or {}
         return saved.get("run_id") if saved.get("uri") == redacted(uri) else None
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: TrainingJob) -> None:
         """Refuse to continue a run of another configuration; forget one that has no checkpoint to continue from.
 
         Raises:
             ValueError: naming the keys that differ.
         """
-        path = self.directory / "config.yaml"
-        before = load(path) if path.is_file() else None
+        path, kind = self.directory / "config.yaml", cast("type[Section]", type(experiment))
+        before = cast("TrainingJob", load_as(kind, path)) if path.is_file() else None
         if newest(experiment) is not None:
             if before is not None:
                 known, now = self._contents_then(), _contents(experiment)
@@ -114,7 +118,7 @@ class RunDirectory:
         for name in ("evaluation", "guard"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
-    def begin(self, experiment: Experiment, uri: str, run_id: str) -> None:
+    def begin(self, experiment: TrainingJob, uri: str, run_id: str) -> None:
         """Write down what is about to run, from which sources."""
         for name, text in {
             "config.yaml": to_yaml(experiment),
@@ -134,7 +138,7 @@ class RunDirectory:
         return path
 
 
-def _contents(experiment: Experiment) -> dict[str, str]:
+def _contents(experiment: TrainingJob) -> dict[str, str]:
     """Return digests of the rewards' files that are here: evaluations and training so far were under these."""
     return {
         f"contents of rewards.services.{entry.name}.{field}": identity(entry)[field]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -10,14 +11,26 @@ from slingstone.checkpoints.manifest import Facts
 from slingstone.engines.engine import ShardedEngine
 from slingstone.engines.shards import Files, copied, read
 from slingstone.prompts.sampler import PromptSampler
-from slingstone.step.trainer import Trainer
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A trainer: what it holds beside its engines, its average under `ema` where it has one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        ...
 
 
 @dataclass(frozen=True)
 class State:
     """The objects whose state makes up a checkpoint, on one rank."""
 
-    trainer: Trainer
+    trainer: Resumable
     engines: Mapping[str, ShardedEngine]
     prompts: PromptSampler
     rank: int
@@ -28,7 +41,7 @@ class State:
             f"{name}/{path}": tree for name, engine in self.engines.items() for path, tree in engine.snapshot().items()
         }
         trained = copied(self.trainer.state_dict())
-        average = trained.pop("ema")
+        average = trained.pop("ema", {})
         files[f"rank_{self.rank}.pt"] = {
             "trainer": trained,
             "torch_rng": torch.get_rng_state(),

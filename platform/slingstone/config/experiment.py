@@ -1,7 +1,7 @@
 """The root of the tree, and the mistakes that only show between its sections."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,8 @@ from slingstone.config.tree import (
 
 class Experiment(Section):
     """One run, complete and nameable."""
+
+    job: ClassVar[str] = "align"
 
     name: Name
     """The run writes under `<storage>/align/<name>`; the same name continues from its last checkpoint."""

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from reward_services.unicode import HALF_PAIR
 from slingstone.config.experiment import Experiment
+from slingstone.config.job import TrainingJob
 from slingstone.config.tree import Section
 
 Tree = TypeVar("Tree", bound=Section)
@@ -48,12 +49,17 @@ def load_as(kind: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -
     raise ConfigError("\n".join([f"{path}: {count}", *(f"  {line}" for line in mistakes)]))
 
 
-def flatten(experiment: Section) -> dict[str, str]:
+def kind_of(path: str | Path) -> Any:
+    """Return the `kind` that a YAML file names at its root; None if it names none."""
+    return _read(Path(path)).get("kind")
+
+
+def flatten(experiment: Section | TrainingJob) -> dict[str, str]:
     """Return the run as dotted paths and YAML values: MLflow's params, and overrides that `load` takes back."""
     return dict(_leaves(experiment.model_dump(mode="json"), ""))
 
 
-def to_yaml(experiment: Section) -> str:
+def to_yaml(experiment: Section | TrainingJob) -> str:
     """Return the resolved run as a YAML file that `load` reads back to an equal one."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

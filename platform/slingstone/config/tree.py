@@ -153,6 +153,8 @@ class Optimizer(Section):
     """Per unit of learning rate for adamw, added to the gradient for adam."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps over which the learning rate rises linearly to `lr`."""
+    cosine_steps: PositiveInt | None = None
+    """Optimizer steps, warm-up included, after which it has fallen to 0 along a cosine; null keeps it at `lr`."""
 
 
 class Training(Section):

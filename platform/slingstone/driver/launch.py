@@ -3,7 +3,8 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ray.util.placement_group import remove_placement_group
 
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
-from slingstone.config import Experiment
+from slingstone.config import Experiment, Rewards, TrainingJob
 from slingstone.driver import placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
@@ -88,32 +89,57 @@ def _align(
         # With the workers' journal, to deliver what they could not.
         journal = journal_of(history.directory, opened.run_id)
         tracked = tracking.Run(uri, opened.run_id, journal, experiment.tracking.on_failure)
-        status = "FAILED"
-        try:
-            history.begin(experiment, uri, tracked.run_id)
-            with told_to_stop(say) as stop, open_board(say, stop) as shown:
-                directory = str(history.directory)
-                config = {"assignment": Assignment(experiment, directory, uri, tracked.run_id, shown, served)}
-                attempt = partial(fit, experiment, rank, config, history.directory, callbacks)
-                results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
-            if not results:
-                say(f"saved; the same command continues {experiment.name}")
-                raise SystemExit(128 + signal.SIGTERM)
+        with ending(tracked, history, say):
+            results = survived(experiment, rank, history, tracked, say, callbacks, served)
             images = results.get("guard", {}).get("images", experiment.training.num_images)
             facts = {"name": experiment.name, "images": images, "mlflow_run_id": tracked.run_id}
             facts |= {"cut_prompts": cut}
             facts |= {"mlflow_uri": tracking.redacted(uri), "seconds": round(time.monotonic() - start, 1)}
             tracked.artifact(history.end(results | facts))
             tracked.artifact(history.directory / "config.yaml")
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
-            raise
-        finally:
-            if not tracked.end(status):
-                say(f"MLflow cannot be reached: numbers wait in {history.directory}, the same command delivers them")
     _conclude(results | facts, history, say)
     return results | facts
+
+
+@contextmanager
+def ending(tracked: tracking.Run, history: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
+    """End an MLflow run as the block ends: finished, failed, or killed."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        if not tracked.end(status):
+            say(f"MLflow cannot be reached: numbers wait in {history.directory}, the same command delivers them")
+
+
+def survived(
+    experiment: TrainingJob,
+    rank: Callable[[dict[str, Any]], dict[str, Any]],
+    history: RunDirectory,
+    tracked: tracking.Run,
+    say: Callable[[str], None],
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    served: Rewards | None = None,
+) -> dict[str, Any]:
+    """Have workers run `rank` to its end from the newest checkpoint, whatever dies on the way; return its results.
+
+    Raises:
+        RunFailed: training did not come to its end.
+        SystemExit: SIGTERM came; what was reached is saved.
+    """
+    history.begin(experiment, tracked.uri, tracked.run_id)
+    with told_to_stop(say) as stop, open_board(say, stop) as shown:
+        assignment = Assignment(experiment, str(history.directory), tracked.uri, tracked.run_id, shown, served)
+        attempt = partial(fit, experiment, rank, {"assignment": assignment}, history.directory, callbacks)
+        results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
+    if not results:
+        say(f"saved; the same command continues {experiment.name}")
+        raise SystemExit(128 + signal.SIGTERM)
+    return results
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +149,7 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(
-    experiment: Experiment,
+    experiment: TrainingJob,
     rank: Callable[[dict[str, Any]], dict[str, Any]],
     config: dict[str, Any],
     directory: Path,

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reward_services.spec import label_selector
-from slingstone.config import Experiment, Placement, RewardEntry, Rewards
+from slingstone.config import Placement, RewardEntry, Rewards, TrainingJob
 from slingstone.driver.packing import Actor, Room, fits
 
 Nodes = Sequence[Mapping[str, Any]]
 Amounts = Mapping[str, int | float]
 
 
-def scaling(experiment: Experiment) -> dict[str, Any]:
+def scaling(experiment: TrainingJob) -> dict[str, Any]:
     """Return the arguments of Ray Train's ScalingConfig."""
     runtime, placement = experiment.runtime, experiment.placement
     selector = label_selector(placement.trainer)
@@ -28,7 +28,7 @@ def scaling(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def worker_resources(experiment: Experiment) -> dict[str, int | float]:
+def worker_resources(experiment: TrainingJob) -> dict[str, int | float]:
     """Return what one worker reserves."""
     return {
         "CPU": experiment.runtime.threads_per_worker,
@@ -54,7 +54,7 @@ def needs(workers: int, each: Amounts, services: Iterable[RewardEntry]) -> Amoun
     return total
 
 
-def check(experiment: Experiment, nodes: Nodes) -> None:
+def check(experiment: TrainingJob, nodes: Nodes) -> None:
     """Refuse a run that the cluster's nodes can never hold where it is to be placed.
 
     Raises:
@@ -161,7 +161,7 @@ def check_labels(placement: Placement, deployed: Sequence[RewardEntry], nodes: N
         raise ValueError("\n".join(lines))
 
 
-def slots(experiment: Experiment, nodes: Nodes) -> int:
+def slots(experiment: TrainingJob, nodes: Nodes) -> int:
     """Return how many workers the nodes of the trainer's group hold when nothing else runs there."""
     each = {kind: amount for kind, amount in worker_resources(experiment).items() if amount}
     return sum(

@@ -1,5 +1,6 @@
 """What an engine offers beyond `trainer.Engine`, to save and load shard by shard; and the engine in plain torch."""
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,14 +37,21 @@ def build_engine(module: nn.Module, optimizer: Optimizer, runtime: Runtime, max_
     return DeepSpeedEngine(module, optimizer, runtime, max_grad_norm)
 
 
-class _WarmUp:
-    """Factor of the learning rate: linear from `1 / steps` to 1. A class, so that a scheduler can be pickled."""
+class _Schedule:
+    """Factor of the learning rate: linear from `1 / steps` to 1, then 1 or a cosine down to 0 at `end`.
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    A class, so that a scheduler can be pickled.
+    """
+
+    def __init__(self, steps: int, end: int | None) -> None:
+        self.steps, self.end = steps, end
 
     def __call__(self, step: int) -> float:
-        return min(1.0, (step + 1) / self.steps) if self.steps else 1.0
+        if step < self.steps:
+            return min(1.0, (step + 1) / self.steps)
+        if self.end is None:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.steps) / max(1, self.end - self.steps))))
 
 
 def torch_optimizer(
@@ -54,7 +62,7 @@ def torch_optimizer(
     built = kind(
         weights, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
     )
-    return built, torch.optim.lr_scheduler.LambdaLR(built, _WarmUp(optimizer.warmup_steps))
+    return built, torch.optim.lr_scheduler.LambdaLR(built, _Schedule(optimizer.warmup_steps, optimizer.cosine_steps))
 
 
 def _average_over_ranks(gradients: list[Tensor]) -> None:

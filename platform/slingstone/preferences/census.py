@@ -92,6 +92,10 @@ class Census:
         agreement = "unknown: no pair has two voters" if self.agreement is None else f"{self.agreement:.1%}"
         return shown | {"voters agree": agreement}
 
+    def shared_prompts(self, other: "Census") -> int:
+        """Return how many prompts both have."""
+        return len(self._prompts & other._prompts)
+
     def refuse_useless(self, where: str) -> None:
         """Refuse votes of which nothing can be learnt.
 

@@ -63,16 +63,17 @@ class ParquetWriter:
     def _publish(self) -> None:
         self._votes.seek(0)
         column = SCHEMA.get_field_index("num_example_per_prompt")
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.stem}-", delete=False) as partial:
-            with parquet.ParquetWriter(partial, SCHEMA) as writer, parquet.ParquetFile(self._votes) as votes:
+        partial = self._path.with_name(f".{self._path.name}-{os.getpid()}")
+        with partial.open("wb") as file:
+            with parquet.ParquetWriter(file, SCHEMA) as writer, parquet.ParquetFile(self._votes) as votes:
                 for group in range(votes.num_row_groups):
                     table = votes.read_row_group(group)
                     counts = [self._of_prompt[prompt] for prompt in table["caption"].to_pylist()]
                     counted = pa.array(counts, pa.int64())
                     writer.write_table(table.set_column(column, SCHEMA.field(column), counted))
-            partial.flush()
-            os.fsync(partial.fileno())
-        Path(partial.name).replace(self._path)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path)
 
 
 def write_parquet(path: str | Path, preferences: Iterable[Preference]) -> int:

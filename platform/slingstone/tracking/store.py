@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 from filelock import FileLock
 
 from slingstone import atomic
-from slingstone.config import Experiment, flatten
+from slingstone.config import Experiment, RewardComparison, TrainingJob, flatten
 from slingstone.config.comparison import Comparison
 from slingstone.config.paths import absolute_uri
 from slingstone.tracking.provenance import sources
@@ -122,7 +122,7 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         run.end(status)
 
 
-def tracking_uri(settings: Experiment | Comparison) -> str:
+def tracking_uri(settings: TrainingJob | Comparison | RewardComparison) -> str:
     """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`.
 
     Raises:
@@ -141,7 +141,7 @@ def tracking_uri(settings: Experiment | Comparison) -> str:
     return f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
 
 
-def ready(settings: Experiment | Comparison) -> str:
+def ready(settings: TrainingJob | Comparison | RewardComparison) -> str:
     """Return the tracking URI once its store answers; jobs call it before they hold anything.
 
     A fresh SQLite file gets its tables here, from one process at a time: MLflow's migrations break when two run them.

@@ -49,7 +49,7 @@ class Parts:
         gather(self.trainer.ema.fragments, weights)
 
 
-def assemble(assignment: Assignment, rank: int, world: int, device: torch.device) -> Parts:
+def assemble(assignment: Assignment[Experiment], rank: int, world: int, device: torch.device) -> Parts:
     """Load and build everything on one rank; the engines' construction is a collective."""
     experiment = assignment.experiment
     models, training = experiment.models, experiment.training

@@ -1,13 +1,15 @@
 """What the driver hands to every rank. Light, so that neither driver nor controller imports the networks."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from slingstone.config import Experiment, Rewards
+from slingstone.config import Rewards, TrainingJob
+
+Job_co = TypeVar("Job_co", bound=TrainingJob, covariant=True)
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Assignment(Generic[Job_co]):
     """One run, as its ranks need to know it.
 
     Attributes:
@@ -17,7 +19,7 @@ class Assignment:
         served: the rewards as they are served for this run; by default as they are configured.
     """
 
-    experiment: Experiment
+    experiment: Job_co
     directory: str
     mlflow_uri: str
     mlflow_run_id: str

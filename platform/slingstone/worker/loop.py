@@ -9,26 +9,26 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.saving import Checkpoints
 from slingstone.checkpoints.store import open_store
-from slingstone.config import flatten
+from slingstone.config import Experiment, flatten
 from slingstone.evaluation.ranking import rank as ranked
 from slingstone.evaluation.table import numbers
 from slingstone.worker.assembly import assemble
 from slingstone.worker.assignment import Assignment
 from slingstone.worker.guard import HackingGuard
 from slingstone.worker.measure import require_finite
+from slingstone.worker.ranks import any_rank, crossed, mean_over_ranks
 from slingstone.worker.reporter import Reporter
 from slingstone.worker.rollback import Rollback
 
 
 def align(config: dict[str, Any]) -> dict[str, Any]:
     """Run one rank of an alignment; return the evaluations in summary.json's layout, or nothing if told to stop."""
-    assignment: Assignment = config["assignment"]
+    assignment: Assignment[Experiment] = config["assignment"]
     experiment, context = assignment.experiment, ray.train.get_context()
     training = experiment.training
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -58,7 +58,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
     def evaluate() -> None:
         """Evaluate here if it is due, and was not done before an interruption."""
         images = parts.trainer.images
-        if not _crossed(training.grid_every_images, max(0, images - training.batch_size), images) or guard.judged(
+        if not crossed(training.grid_every_images, max(0, images - training.batch_size), images) or guard.judged(
             images
         ):
             return
@@ -83,10 +83,10 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         images = parts.trainer.images
         reporter.step(mean_over_ranks(metrics), images, images - before)
         saved.advance()
-        stopping = _any_rank(reporter.stopping())
+        stopping = any_rank(reporter.stopping())
         ended = images >= training.num_images
-        evaluated = training.keep_best is not None and _crossed(training.grid_every_images, before, images)
-        if _crossed(training.checkpoint_every_images, before, images) or evaluated or ended or stopping:
+        evaluated = training.keep_best is not None and crossed(training.grid_every_images, before, images)
+        if crossed(training.checkpoint_every_images, before, images) or evaluated or ended or stopping:
             save()
         if stopping and not ended:
             saved.finish()
@@ -106,28 +106,3 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         reporter.found(rival, results[rival], parts.trainer.images)
     reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
     return results | guard.outcome
-
-
-def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Average each metric over the ranks that have one; counts of dropped samples are added.
-
-    A collective: keys must agree. A mean that no rank has is NaN, as each rank's was.
-    """
-    names = sorted(metrics)
-    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
-    sums = torch.stack([values.nan_to_num(0.0, math.inf, -math.inf), (~values.isnan()).double()])
-    dist.all_reduce(sums)
-    return {
-        name: total if name.startswith("nonfinite/") else total / ranks if ranks else math.nan
-        for name, total, ranks in zip(names, *sums.tolist(), strict=True)
-    }
-
-
-def _crossed(every: int, before: int, after: int) -> bool:
-    return before // every < after // every
-
-
-def _any_rank(flag: bool) -> bool:
-    total = torch.tensor(float(flag))
-    dist.all_reduce(total)
-    return bool(total)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from PIL.Image import Image
 from torch import nn
@@ -18,59 +17,27 @@ from slingstone.config import Experiment
 from slingstone.evaluation.table import numbers
 from slingstone.export.model_card import Provenance, model_card
 from slingstone.export.registry import known, publish, register
-from slingstone.tracking import Run
-from slingstone.tracking.journal import journal_of
 from slingstone.tracking.provenance import sources
 from slingstone.worker.assignment import Assignment
+from slingstone.worker.contact import Contact
 from slingstone.worker.guard import Decision
 from slingstone.worker.measure import Measure
 from slingstone.worker.progress import Progress
 
 
-class Reporter:
+class Reporter(Contact):
     """Lines for the user's terminal, numbers and pictures for MLflow."""
 
-    def __init__(self, assignment: Assignment, rank: int) -> None:
-        self._board = assignment.board
-        self._quiet = rank > 0
-        if not self._quiet:
-            self._board.set_reservation.remote(ray.util.get_current_placement_group())
+    def __init__(self, assignment: Assignment[Experiment], rank: int) -> None:
+        super().__init__(assignment, rank)
         self._experiment = assignment.experiment
-        self._directory = Path(assignment.directory)
-        tracking, run_id = self._experiment.tracking, assignment.mlflow_run_id
-        self._run = Run(assignment.mlflow_uri, run_id, journal_of(self._directory, run_id), tracking.on_failure)
-        if not self._quiet and tracking.system_metrics:
-            self._run.watch_system()
         self._progress = Progress(self.say, self._experiment.training.num_images)
-        self._answer: Any = None
-
-    def say(self, line: str) -> None:
-        """Show a line to the user."""
-        if not self._quiet:
-            self._board.say.remote(line)
 
     def step(self, metrics: Mapping[str, float], images: int, num_images: int) -> None:
         """Take note of a step of `num_images` images."""
         if not self._quiet:
             self._progress.step(metrics, images, num_images)
             self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
-
-    def stopping(self) -> bool:
-        """Return whether the driver was told to stop, as it answers by the next call: no step waits for that."""
-        if self._quiet:
-            return False
-        if self._answer is None:
-            self._answer = self._board.stopping.remote()
-        if not ray.wait([self._answer], timeout=0)[0]:
-            return False
-        stop: Any = ray.get(self._answer)
-        self._answer = self._board.stopping.remote()
-        return stop
-
-    def saved(self, waited_s: float, images: int) -> None:
-        """Take note of a checkpoint for which training stood still so long."""
-        if not self._quiet:
-            self._run.metrics({"seconds/checkpoint_wait": waited_s}, images)
 
     def went_back(self, reason: str, images: int) -> None:
         """Take note of a return to an earlier position."""

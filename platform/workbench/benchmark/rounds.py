@@ -17,7 +17,7 @@ from slingstone.prompts.files import read_prompts
 from slingstone.step.panel import PendingReward, RewardPanel, RewardTerm
 from slingstone.worker.assembly import Parts, assemble
 from slingstone.worker.assignment import Assignment
-from slingstone.worker.loop import mean_over_ranks
+from slingstone.worker.ranks import mean_over_ranks
 from slingstone.worker.reporter import Reporter
 from slingstone.worker.rewards import clients
 from workbench.benchmark.statistics import ARMS, IN_PROCESS, JOB, LATE, PLAIN, QUICK, Block, Plan

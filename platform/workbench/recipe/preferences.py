@@ -56,6 +56,19 @@ def merged(parts: Sequence[Candidates]) -> Candidates:
     )
 
 
+def beside(one: Candidates, other: Candidates) -> Candidates:
+    """Join two sets of the same captions: each caption has the candidates of both."""
+    assert one.captions == other.captions
+    pictures, utility = torch.cat([one.pictures, other.pictures], 1), torch.cat([one.utility, other.utility], 1)
+    return Candidates(one.captions, pictures, utility)
+
+
+def chosen(candidates: Candidates, captions: Sequence[int]) -> Candidates:
+    """Return the candidates of some captions."""
+    rows = list(captions)
+    return Candidates([candidates.captions[row] for row in rows], candidates.pictures[rows], candidates.utility[rows])
+
+
 def drawn_candidates(count: int, per_caption: int, seed: int) -> Candidates:
     """Draw candidates that differ in truth and quality: half show the caption, half another scene close to it."""
     rng, noise = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -68,8 +81,13 @@ def drawn_candidates(count: int, per_caption: int, seed: int) -> Candidates:
     return judged([scene.caption for scene in scenes], torch.stack(sets, dim=1))
 
 
-def generated_candidates(world: Path, count: int, per_caption: int, seed: int, timestep: int = 625) -> Candidates:
-    """Sample candidates of training captions: a third each from the generator, reference and guided reference."""
+def generated_candidates(
+    world: Path, count: int, per_caption: int, seed: int, timestep: int = 625, one_step: bool = False
+) -> Candidates:
+    """Sample candidates of training captions: a third each from the generator, reference and guided reference.
+
+    With `one_step`, all are the generator's.
+    """
     family = load(str(world / "reference"), str(world / "generator"), generator_timestep=timestep)
     samplers = [
         one_step_sampler(family, family.generator),
@@ -77,7 +95,8 @@ def generated_candidates(world: Path, count: int, per_caption: int, seed: int, t
         reference_sampler(family, _REFERENCE_STEPS, 3.0, "dpmsolver++"),
     ]
     captions = [scene.caption for scene in sample_scenes(count, seed, held_out=False)]
-    slots = [_sampled(samplers[slot % 3], captions, seed + slot) for slot in range(per_caption)]
+    taken = samplers[: 1 if one_step else 3]
+    slots = [_sampled(taken[slot % len(taken)], captions, seed + slot) for slot in range(per_caption)]
     return judged(captions, torch.stack(slots, dim=1))
 
 
@@ -116,13 +135,3 @@ def _sampled(sampler: Sampler, captions: list[str], seed: int) -> torch.Tensor:
     batches = (captions[start : start + _BATCH] for start in starts)
     seeds = iter(range(seed * len(captions), (seed + 1) * len(captions)))
     return torch.cat([sampler(batch, [next(seeds) for _ in batch]).images for batch in batches])
-
-
-def preference_loss(
-    scores: Float[Tensor, "batch candidate"], utility: Float[Tensor, "batch candidate"], rng: torch.Generator
-) -> Float[Tensor, ""]:
-    """Return the cross-entropy of noisy Bradley-Terry choices over all pairs of one caption's candidates."""
-    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], offset=1)
-    chance = torch.sigmoid(JUDGE * (utility[:, first] - utility[:, second]))
-    chosen = (torch.rand(chance.shape, generator=rng) < chance).float()
-    return functional.binary_cross_entropy_with_logits(scores[:, first] - scores[:, second], chosen)

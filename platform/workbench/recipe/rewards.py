@@ -1,4 +1,4 @@
-"""Stage 4: three reward models in the published architectures, trained on simulated preferences alone."""
+"""Stage 4: three reward models in the published architectures, before jobs/reward.py fits them to simulated votes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,14 +23,11 @@ from reward_services.models.imagereward import ImageReward
 from reward_services.models.pickscore import PickScore
 from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
 from slingstone.world.drawing import SIZE
-from workbench.recipe.fit import fit
-from workbench.recipe.preferences import Candidates, preference_loss
-from workbench.recipe.settings import Training
+from workbench.recipe.preferences import Candidates
 from workbench.recipe.tokenizers import bert_vocabulary, special_tokens, write_clip_tokenizer
 
 _MAX_TOKENS = 24
 _WIDTH = 96
-_HPS_TEMPERATURE = 25.0  # cosines differ by hundredths; logits of choices do not
 
 Reward = PickScore | HPS | ImageReward
 Score = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
@@ -78,25 +75,6 @@ def new_imagereward(vocabulary_file: Path) -> ImageReward:
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
     return ImageReward(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head, tokenizer, "smooth")
-
-
-def train_reward(model: Reward, candidates: Candidates, settings: Training, seed: int) -> None:
-    """Fit the scores to the choices, in place; the last 5 % of the captions are held back and reported."""
-    rng = torch.Generator().manual_seed(seed)
-    trained = len(candidates.captions) - max(1, len(candidates.captions) // 20)
-    scale = _HPS_TEMPERATURE if isinstance(model, HPS) else 1.0  # PickScore learns its own
-    model.train().requires_grad_(True)
-
-    def loss(_step: int) -> Tensor:
-        rows = torch.randint(trained, (settings.batch,), generator=rng).tolist()
-        with torch.autocast("cpu", torch.bfloat16):
-            scores = _scores(model.score, candidates, rows).float()
-        return preference_loss(scale * scores, candidates.utility[rows], rng)
-
-    fit(list(model.parameters()), loss, settings, type(model).__name__, weight_decay=0.05, warm_up=0.1)
-    model.eval().requires_grad_(False)
-    share = agreement(model.score, candidates, range(trained, len(candidates.captions)))
-    print(f"{type(model).__name__}: {share:.3f} of held-back pairs ordered as by utility")
 
 
 def _scores(score: Score, candidates: Candidates, rows: Sequence[int]) -> Float[Tensor, "batch candidate"]:

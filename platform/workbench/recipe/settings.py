@@ -28,6 +28,21 @@ class Preferences(Training):
     candidates: PositiveInt
 
 
+class Voting(Section):
+    """The shipped votes of simulated voters, on pictures of the world's own generators."""
+
+    captions: PositiveInt
+    """Captions with pictures; a third of them is held out."""
+    candidates: PositiveInt
+    """Pictures of each caption that the generator draws, and as many drawings with flaws."""
+    train: PositiveInt
+    """Votes to learn from."""
+    test_pairs: PositiveInt
+    """Held-out pairs, each seen by three voters."""
+    voters: PositiveInt
+    """Pseudonyms."""
+
+
 class WorldBuild(Section):
     """All stages; files of finished stages in `work` are kept, so an interrupted build goes on."""
 
@@ -40,5 +55,6 @@ class WorldBuild(Section):
     generator: Path
     drawn_preferences: Preferences
     generated_preferences: Preferences
+    votes: Voting
     train_prompts: PositiveInt
     heldout_prompts: PositiveInt

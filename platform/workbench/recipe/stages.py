@@ -7,16 +7,20 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from safetensors.torch import load_model, save_model
 from torch import nn
 
+from reward_services.models import load
+from reward_services.spec import RewardSpec
 from slingstone.networks.pipelines import write_pipeline
+from slingstone.preferences.parquet import write_parquet
+from slingstone.preferences.splits import held_out
 from slingstone.world.captions import held_out_scenes, sample_scenes
 from workbench.recipe.autoencoder import sharpen_decoder, train_autoencoder
-from workbench.recipe.preferences import Candidates, drawn_candidates, generated_candidates, merged
+from workbench.recipe.preferences import Candidates, beside, chosen, drawn_candidates, generated_candidates, merged
 from workbench.recipe.reference import train_reference
-from workbench.recipe.rewards import Reward, new_reward, train_reward, write_reward
-from workbench.recipe.settings import WorldBuild
+from workbench.recipe.rewards import Reward, new_reward, write_reward
+from workbench.recipe.settings import Preferences, WorldBuild
+from workbench.recipe.votes import all_votes, simulated_votes, with_taste
 
 REWARDS = ("pickscore", "hps", "imagereward")
 
@@ -28,6 +32,7 @@ def build_world(build: WorldBuild) -> None:
     build_reference(build, vae)
     build_generator(build)
     build_rewards(build)
+    build_votes(build)
 
 
 def write_prompts(build: WorldBuild) -> None:
@@ -78,7 +83,7 @@ def build_generator(build: WorldBuild) -> None:
 
 
 def build_rewards(build: WorldBuild) -> None:
-    """Stage 4: preferences on drawings first, then on the generators' own pictures and drawings together."""
+    """Stage 4: fitted by the job for rewards to votes on drawings, then to votes on generated pictures and drawings."""
     missing = [name for name in REWARDS if not (build.output / "rewards" / name).exists()]
     if not missing:
         return
@@ -87,22 +92,48 @@ def build_rewards(build: WorldBuild) -> None:
         build.work / "generated.pt",
         lambda: generated_candidates(build.output, generated.captions, generated.candidates, build.seed + 1),
     )
+    phases = {"drawn": drawings(build), "generated": merged([drawings(build), pictures])}
     for name in missing:
-        reward = build_drawn_reward(build, name)
-        train_reward(reward, merged([drawings(build), pictures]), generated, build.seed + 2)
-        write_reward(reward, build.output / "rewards" / name)
+        start = build.work / "rewards" / name
+        write_reward(new_reward(name, start / "tokenizer", build.seed + 1), start / "untrained")
+        checkpoint = start / "untrained"
+        for phase, settings in (("drawn", build.drawn_preferences), ("generated", generated)):
+            votes = build.work / "votes" / f"{phase}.parquet"
+            if not votes.exists():
+                write_parquet(votes, all_votes(phases[phase], build.seed))
+            checkpoint = fit_reward(build, name, phase, checkpoint, votes, settings)
+        fitted = load(RewardSpec(name=name, model=name, checkpoint=str(checkpoint)))
+        assert isinstance(fitted, Reward)
+        write_reward(fitted, build.output / "rewards" / name)
 
 
-def build_drawn_reward(build: WorldBuild, name: str) -> Reward:
-    """First half of stage 4, which needs no generator: one reward, trained on preferences among drawings."""
-    directory = build.work / "rewards" / name
-    reward = new_reward(name, directory, build.seed + 1)
-    path = directory / "drawn.safetensors"
-    if not path.exists():
-        train_reward(reward, drawings(build), build.drawn_preferences, build.seed + 1)
-        save_model(reward, str(path))
-    load_model(reward, str(path))
-    return reward.eval().requires_grad_(False)
+def fit_reward(build: WorldBuild, name: str, phase: str, checkpoint: Path, votes: Path, settings: Preferences) -> Path:
+    """Run jobs/reward.py on votes, from a checkpoint; return where the fitted reward lies. A finished fit is kept."""
+    pairs = settings.candidates * (settings.candidates - 1) // 2
+    votes_a_step = settings.batch * pairs
+    given = {
+        "name": f"{name}-{phase}",
+        "seed": build.seed,
+        "storage": build.work.resolve(),
+        "reward.model": name,
+        "reward.checkpoint": checkpoint.resolve(),
+        "reward.preprocess": "smooth",
+        "votes.train": votes.resolve(),
+        "votes.test": "null",
+        "votes.held_out": 0.05,
+        "loss": "soft",
+        "training.batch_size": votes_a_step,
+        "training.num_votes": settings.steps * votes_a_step,
+        "training.validate_every_votes": max(1, settings.steps // 5) * votes_a_step,
+        "training.patience": "null",
+        "training.optimizer.lr": settings.learning_rate,
+        "training.optimizer.warmup_steps": settings.steps // 10,
+        "training.optimizer.cosine_steps": settings.steps,
+    }
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    job = [sys.executable, "jobs/reward.py", "configs/reward/scenes.yaml", *overrides]
+    subprocess.run(job, check=True)
+    return build.work / "reward" / f"{name}-{phase}" / "reward"
 
 
 def drawings(build: WorldBuild) -> Candidates:
@@ -111,10 +142,37 @@ def drawings(build: WorldBuild) -> Candidates:
     return _made_once(build.work / "drawn.pt", lambda: drawn_candidates(drawn.captions, drawn.candidates, build.seed))
 
 
+def build_votes(build: WorldBuild) -> None:
+    """Stage 5: simulated votes on pictures of the generator and on drawings, for `configs/reward/scenes.yaml`."""
+    directory, settings = build.output / "votes", build.votes
+    if directory.exists():
+        return
+    pictures = voted_pictures(build)
+    held = [row for row, caption in enumerate(pictures.captions) if held_out(caption, 1 / 3)]
+    rest = [row for row in range(len(pictures.captions)) if row not in set(held)]
+    models = ["generator"] * settings.candidates + ["drawing"] * settings.candidates
+    train = simulated_votes(chosen(pictures, rest), models, settings.train, settings.voters, build.seed)
+    test = simulated_votes(chosen(pictures, held), models, settings.test_pairs, settings.voters, build.seed + 1, 3)
+    write_parquet(directory / "train.parquet", train)
+    write_parquet(directory / "test.parquet", test)
+
+
+def voted_pictures(build: WorldBuild) -> Candidates:
+    """Return the pictures that simulated voters see, made once."""
+    captions, candidates, seed = build.votes.captions, build.votes.candidates, build.seed + 7
+
+    def make() -> Candidates:
+        generated = generated_candidates(build.output, captions, candidates, seed, one_step=True)
+        return with_taste(beside(generated, drawn_candidates(captions, candidates, seed)))
+
+    return _made_once(build.work / "voted.pt", make)
+
+
 def _made_once(path: Path, make: Callable[[], Candidates]) -> Candidates:
     """Read candidates from an earlier build, or make and keep them."""
     if not path.exists():
         made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"captions": made.captions, "pictures": made.pictures, "utility": made.utility}, path)
     return Candidates(**torch.load(path, weights_only=True))
 

@@ -1,0 +1,143 @@
+"""The driver of a fitting: check the votes, copy them to where workers read them, train, and say what came out."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from slingstone import tracking
+from slingstone.checkpoints.run_directory import RunDirectory, newest
+from slingstone.config import RewardFit, flatten
+from slingstone.config.paths import resolved
+from slingstone.driver import placement, run_lease
+from slingstone.driver.cluster import connect
+from slingstone.driver.launch import ending, survived
+from slingstone.driver.preflight import absent
+from slingstone.preferences.census import Census
+from slingstone.preferences.locations import read
+from slingstone.preferences.splits import held_out
+from slingstone.preferences.store import VoteStore
+from slingstone.preferences.table import Preference, stop
+
+
+def prepare(fitting: RewardFit) -> RewardFit:
+    """Return the fitting with absolute paths.
+
+    Raises:
+        ValueError: something that it names is not there.
+    """
+    found = resolved(fitting)
+    places = {"reward.checkpoint": found.reward.checkpoint}
+    mistakes = [line for field, path in places.items() for line in absent(field, path)]
+    for field in ("train", "test"):
+        path = getattr(found.votes, field)
+        if path is not None and not path.startswith("hf://") and not Path(path).exists():
+            mistakes.append(f"votes.{field} = {path!r}: does not exist; give votes, see `slingstone votes --help`")
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return found
+
+
+def fit(fitting: RewardFit, say: Callable[[str], None]) -> dict[str, Any]:
+    """Fit a reward on the cluster that this process has joined, or else joins; return what summary.json holds.
+
+    Args:
+        fitting: with absolute paths, see `prepare`.
+        say: shows a line to the user.
+
+    Raises:
+        ValueError: what the user can mend, before anything is held.
+        RunFailed: training did not come to its end.
+        SystemExit: SIGTERM came; the same name continues.
+    """
+    history = RunDirectory(Path(fitting.storage) / fitting.job / fitting.name)
+    with run_lease.held(history.directory, say):
+        return _fit(fitting, history, say)
+
+
+def _fit(fitting: RewardFit, history: RunDirectory, say: Callable[[str], None]) -> dict[str, Any]:
+    history.check(fitting)
+    if (done := history.summary) is not None and done["config"] == flatten(fitting):
+        say(f"{fitting.name} is complete: delete {history.directory} or give another name to start afresh")
+        _conclude(done, history, say)
+        return done
+    start = time.monotonic()
+    copy_votes(fitting, history.directory, say)
+    uri = tracking.ready(fitting)
+    if not ray.is_initialized():
+        connect(fitting.runtime.threads_per_worker)
+    placement.check(fitting, ray.nodes())
+    before = history.mlflow_run(uri)
+    opened = None if before is None else tracking.reopened(uri, before)
+    if opened is None:
+        tags = {"kind": fitting.job, "directory": str(history.directory)}
+        root = Path(fitting.storage)
+        opened = tracking.create_run(uri, fitting.tracking.experiment, fitting.name, flatten(fitting), tags, root)
+    journal = tracking.journal_of(history.directory, opened.run_id)
+    tracked = tracking.Run(uri, opened.run_id, journal, fitting.tracking.on_failure)
+    with ending(tracked, history, say):
+        results = survived(fitting, _rank, history, tracked, say)
+        facts = {"name": fitting.name, "mlflow_run_id": tracked.run_id, "mlflow_uri": tracking.redacted(uri)}
+        facts |= {"seconds": round(time.monotonic() - start, 1), "config": flatten(fitting)}
+        tracked.artifact(history.end(results | facts))
+        tracked.artifact(history.directory / "reward", "reward")
+    _conclude(results | facts, history, say)
+    return results | facts
+
+
+def copy_votes(fitting: RewardFit, directory: Path, say: Callable[[str], None]) -> None:
+    """Copy the votes to train on and the held-out ones to `train.arrow` and `test.arrow`, unless they are there.
+
+    Raises:
+        ValueError: votes that cannot be read, of which nothing can be learnt, or of prompts that both sides have.
+    """
+    votes, sides, marker = fitting.votes, ("train", "test"), directory / "votes.json"
+    same = marker.is_file() and json.loads(marker.read_text()) == votes.model_dump(mode="json")
+    if same and newest(fitting) is not None:
+        return  # the checkpoint knows these votes
+    skipped: list[ValueError] = []
+    bad = skipped.append if votes.on_bad_row == "skip" else stop
+    census = {side: Census() for side in sides}
+
+    def taken(side: str) -> Iterator[Preference]:
+        found = read(votes.train if side == "train" or votes.test is None else votes.test, bad)
+        if votes.test is None:
+            held = side == "test"
+            found = (vote for vote in found if held_out(vote.prompt, votes.held_out) == held)
+        for vote in islice(found, votes.limit if side == "train" else None):
+            census[side].take(vote)
+            yield vote
+
+    for side in sides:
+        VoteStore.write(directory / f"{side}.arrow", taken(side))
+        census[side].refuse_useless(f"votes.{side if votes.test else 'train'}, {side} side")
+    if both := census["train"].shared_prompts(census["test"]):
+        raise ValueError(
+            f"votes.test = {votes.test!r}: {both} of its prompts are in votes.train, too; split by prompt, as "
+            "`slingstone votes split` does"
+        )
+    marker.write_text(json.dumps(votes.model_dump(mode="json")))
+    for error in skipped[:3]:
+        say(f"skipped {error}")
+    told = f" (skipped {len(skipped)} bad rows)" if skipped else ""
+    say(f"{census['train'].votes} votes to learn from, {census['test'].votes} held out{told}")
+
+
+def _rank(config: dict[str, Any]) -> dict[str, Any]:
+    from slingstone.preferences.worker import fit  # here, since Ray's controller loads this function too
+
+    return fit(config)
+
+
+def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
+    found, calibration, reward = summary["accuracy"], summary["calibration"], history.directory / "reward"
+    model = json.loads((reward / "reward.json").read_text())["model"]
+    say(f"\n{found['rate']:.3f} of {found['votes']} held-out votes ({found['low']:.3f} to {found['high']:.3f})")
+    say(f"reward    {reward}")
+    say("in a run  rewards.services:")
+    normalisation = f"{{kind: fixed, mean: {calibration['mean']:.4g}, std: {calibration['std']:.4g}}}"
+    say(f"            - {{name: {model}, model: {model}, checkpoint: {reward}, normalisation: {normalisation}}}")
