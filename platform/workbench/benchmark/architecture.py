@@ -116,7 +116,7 @@ def random_family(
 ) -> ModelFamily:
     """Return a family with random weights and conditions, its frozen networks in `dtype` and its decoder in fp32."""
     torch.manual_seed(0)
-    schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.9999, 0.005, 1000))
+    schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.9999, 0.005, 1000)).to(device)
     with torch.device(device):
         unet, vae = UNet2DConditionModel(**architecture.unet).eval(), AutoencoderKL(**architecture.vae)
     networks = _three(unet, Adapter(architecture.rank, float(architecture.rank), ATTENTION) if variant.lora else None)
