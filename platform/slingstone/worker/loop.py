@@ -81,7 +81,7 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         reporter.found(rival, results[rival], parts.trainer.images)
     saved.finish()
     reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
-    return results | guard.outcome
+    return results | guard.outcome | reporter.largest_stages()
 
 
 def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:

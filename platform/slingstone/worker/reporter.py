@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train.torch
 import torch
 from PIL.Image import Image
 from torch import nn
@@ -23,6 +24,7 @@ from slingstone.worker.assignment import Assignment
 from slingstone.worker.guard import Decision
 from slingstone.worker.measure import Measure
 from slingstone.worker.progress import Progress
+from slingstone.worker.throughput import Throughput
 
 
 class Reporter:
@@ -41,6 +43,7 @@ class Reporter:
             self._run.watch_system()
         self._progress = Progress(self.say, self._experiment.training.num_images)
         self._answer: Any = None
+        self._throughput = None if self._quiet else Throughput(self._experiment, ray.train.torch.get_device())
 
     def say(self, line: str) -> None:
         """Show a line to the user."""
@@ -49,9 +52,14 @@ class Reporter:
 
     def step(self, metrics: Mapping[str, float], images: int, num_images: int) -> None:
         """Take note of a step of `num_images` images."""
-        if not self._quiet:
+        if self._throughput is not None:
             self._progress.step(metrics, images, num_images)
-            self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
+            named = {name: value for name, value in metrics.items() if name != "images"}
+            self._run.metrics(named | self._throughput.of(metrics, num_images), images)
+
+    def largest_stages(self) -> dict[str, dict[str, float]]:
+        """Return the parts of a step that took longest since this worker started, as shares, for summary.json."""
+        return {} if self._throughput is None else {"largest_stages": self._throughput.largest()}
 
     def stopping(self) -> bool:
         """Return whether the driver was told to stop, as it answers by the next call: no step waits for that."""
