@@ -1,6 +1,7 @@
 """Requests that wait together are computed together."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,7 +11,10 @@ from functools import partial
 
 import numpy as np
 
-Result = tuple[np.ndarray, np.ndarray]
+logger = logging.getLogger(__name__)
+
+Result = tuple[np.ndarray, ...]
+"""Scores and what else was asked for, each with a row a picture."""
 Compute = Callable[[np.ndarray, list[str]], Result]
 
 
@@ -49,11 +53,11 @@ class Batcher:
     request larger than a batch, lets one request fail its neighbours, and closes a batch when nothing is free.
 
     Attributes:
-        compute: `(images, prompts) -> (scores, gradients)`; runs in one thread of its own, never twice at once, so
+        compute: `(images, prompts)` to a result; runs in one thread of its own, never twice at once, so
             that the event loop keeps answering health checks.
         max_images: most pictures of one pass. A larger request is computed in several.
         wait_s: how long the first request of a pass waits for others while nothing is being computed.
-        observe: is told of every pass that succeeded.
+        observe: is told of every pass that succeeded, after its requests are answered.
     """
 
     compute: Compute
@@ -65,7 +69,7 @@ class Batcher:
     _worker: asyncio.Task[None] | None = None
 
     async def submit(self, images: np.ndarray, prompts: Sequence[str], compute: Compute | None = None) -> Result:
-        """Return the scores and gradients of one request, whatever it was batched with.
+        """Return the result of one request, whatever it was batched with.
 
         Args:
             images: [batch, 3, height, width].
@@ -79,9 +83,9 @@ class Batcher:
             self._worker = loop.create_task(self._work())
         return await request.future
 
-    async def alone(self, compute: Compute, images: np.ndarray, prompts: list[str]) -> Result:
-        """Compute once in the same thread, after the pass under way and by itself."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, compute, images, prompts)
+    async def alone(self, work: Callable[[], object]) -> None:
+        """Do some work once in the same thread, after the pass under way and by itself."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _work(self) -> None:
         """Compute until nobody waits."""
@@ -107,13 +111,10 @@ class Batcher:
         return batch
 
     async def _run(self, batch: list[_Request]) -> None:
-        images = batch[0].images if len(batch) == 1 else np.concatenate([request.images for request in batch])
-        prompts = [prompt for request in batch for prompt in request.prompts]
+        """Give every request of the batch its answer, or an error: nothing may leave a caller waiting."""
         begun = time.monotonic()
         try:
-            scores, gradients = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._in_passes, batch[0].compute, images, prompts
-            )
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answers, batch)
         except Exception as error:
             if len(batch) > 1:  # one bad request must not fail those that happened to share its pass
                 for request in batch:
@@ -121,22 +122,25 @@ class Batcher:
             elif not batch[0].future.done():
                 batch[0].future.set_exception(error)
             return
-        queued_s = tuple(begun - request.arrived for request in batch)
-        self.observe(Pass(len(images), time.monotonic() - begun, queued_s))
-        start = 0
-        for request in batch:
-            end = start + len(request.images)
+        for request, answer in zip(batch, answers, strict=True):
             if not request.future.done():
-                request.future.set_result((scores[start:end], gradients[start:end]))
-            start = end
+                request.future.set_result(answer)
+        num_images, queued_s = sum(len(request.images) for request in batch), [begun - one.arrived for one in batch]
+        try:
+            self.observe(Pass(num_images, time.monotonic() - begun, tuple(queued_s)))
+        except Exception:
+            logger.exception("a pass of %d pictures could not be counted", num_images)
 
-    def _in_passes(self, compute: Compute, images: np.ndarray, prompts: list[str]) -> Result:
-        size = self.max_images
-        passes = [
-            compute(images[start : start + size], prompts[start : start + size])
-            for start in range(0, len(images), size)
-        ]
-        if len(passes) == 1:
-            return passes[0]
-        scores, gradients = zip(*passes, strict=True)
-        return np.concatenate(scores), np.concatenate(gradients)
+    def _answers(self, batch: list[_Request]) -> list[Result]:
+        """Return what each request asked for, computed together in passes."""
+        images = batch[0].images if len(batch) == 1 else np.concatenate([request.images for request in batch])
+        prompts = [prompt for request in batch for prompt in request.prompts]
+        passes = []
+        for start in range(0, len(images), self.max_images):
+            part = slice(start, start + self.max_images)
+            passes.append(batch[0].compute(images[part], prompts[part]))
+        parts = passes[0] if len(passes) == 1 else [np.concatenate(pieces) for pieces in zip(*passes, strict=True)]
+        if {len(part) for part in parts} != {len(images)}:
+            raise ValueError(f"the answer to {len(images)} pictures has {[len(part) for part in parts]} rows")
+        ends = np.cumsum([len(request.images) for request in batch])[:-1]
+        return list(zip(*(np.split(part, ends) for part in parts), strict=True))

@@ -18,15 +18,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from torch import Tensor
 
 from reward_services.gradient import differentiable as differentiable
-from reward_services.gradient import score_and_gradient
-from reward_services.pending import Answer, FullQueue, LazyReward, LostRequest, retried
+from reward_services.gradient import score, score_and_gradient
+from reward_services.pending import Answer, Found, FullQueue, Lazy, LostRequest, Request
 from reward_services.protocol import (
-    InvalidRequestError,
     PendingReward,
+    PendingScores,
     RewardError,
     RewardFailedError,
     RewardModel,
     RewardUnavailableError,
+    check_request,
     in_a_line,
 )
 
@@ -48,18 +49,25 @@ class InProcessClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Return the request; it is computed when its result is asked for."""
+        return self._lazy(score_and_gradient, images, prompts)
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Return the request for scores alone."""
+        return self._lazy(score, images, prompts)
+
+    def _lazy(self, judge: Callable[..., Found], images: Tensor, prompts: Sequence[str]) -> Lazy[Found]:
+        check_request(self.name, images, prompts)
         pixels, asked = images.detach().to(torch.promote_types(images.dtype, torch.float32)), list(prompts)
 
-        def find() -> tuple[Tensor, Tensor]:
-            if len(asked) != len(pixels):
-                reason = f"{len(asked)} prompts for {len(pixels)} pictures: send one a picture"
-                raise InvalidRequestError(self.name, reason)
+        def find() -> Found:
             try:
-                return score_and_gradient(self.model, pixels, asked)
+                return judge(self.model, pixels, asked, self.name)
+            except RewardError:
+                raise
             except Exception as error:
                 raise RewardFailedError(self.name, f"{type(error).__name__}: {error}") from error
 
-        return LazyReward(find)
+        return Lazy(find)
 
 
 class ImageStore:
@@ -93,24 +101,42 @@ class ServeClient:
         deadline_s: how long `result` waits and retries before it raises.
         store: shares one copy of the pictures with the clients of other rewards.
         prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
+        application: its name, if it is another.
     """
 
-    def __init__(self, name: str, deadline_s: float = 60.0, store: ImageStore | None = None, *, prepared: bool = False):
+    def __init__(
+        self,
+        name: str,
+        deadline_s: float = 60.0,
+        store: ImageStore | None = None,
+        *,
+        prepared: bool = False,
+        application: str | None = None,
+    ):
         self.name = name
         self._deadline_s = deadline_s
         self._store = store or ImageStore()
         self._prepared = prepared
-        self._handle = _handle(name)
+        self._application = application or f"reward-{name}"
+        self._handle = _handle(name, self._application)
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
+        return self._request("score_and_gradient", images, prompts).scores_and_gradient()
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Send them for the scores alone; does not wait."""
+        return self._request("score", images, prompts).scores()
+
+    def _request(self, method: str, images: Tensor, prompts: Sequence[str]) -> Request:
+        check_request(self.name, images, prompts, self._prepared)
         reference = self._store.put(images)
         arguments = (reference, list(prompts), *((True,) if self._prepared else ()))
 
         def send() -> _ServeResponse:
-            return _ServeResponse(self.name, self._handle.score_and_gradient.remote(*arguments))
+            return _ServeResponse(self.name, self._application, getattr(self._handle, method).remote(*arguments))
 
-        return retried(self.name, send, self._deadline_s, images.device)
+        return Request(self.name, send, self._deadline_s, images.shape, images.device)
 
     def describe(self) -> dict[str, Any]:
         """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
@@ -125,6 +151,7 @@ class _ServeResponse:
     """One call of a handle."""
 
     name: str
+    application: str
     response: Any
 
     def result(self, timeout_s: float, /) -> Answer:
@@ -133,7 +160,7 @@ class _ServeResponse:
         except BackPressureError as error:
             raise FullQueue(in_a_line(error)) from error
         except _TRANSIENT as error:
-            _handle(self.name)  # raises at once if the whole application is gone
+            _handle(self.name, self.application)  # raises at once if the whole application is gone
             raise LostRequest(in_a_line(error)) from error
         except RayTaskError as error:
             said = error.cause
@@ -143,11 +170,11 @@ class _ServeResponse:
         self.response.cancel()
 
 
-def _handle(name: str) -> Any:
+def _handle(name: str, application: str) -> Any:
     """Return Serve's handle of a reward's application."""
     try:
-        return serve.get_app_handle(f"reward-{name}")
+        return serve.get_app_handle(application)
     except RayServeException as error:
         raise RewardUnavailableError(
-            name, f"no Serve application 'reward-{name}' is running; deploy it, or let the job manage its rewards"
+            name, f"no Serve application {application!r} is running; deploy it, or let the job manage its rewards"
         ) from error

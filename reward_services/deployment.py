@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reward_services import self_test, wire
-from reward_services.batching import Batcher
-from reward_services.gradient import score_and_gradient
+from reward_services.batching import Batcher, Result
+from reward_services.gradient import score, score_and_gradient
+from reward_services.identity import identity
 from reward_services.ingress import HttpIngress
 from reward_services.metrics import ServiceMetrics
 from reward_services.models import load
 from reward_services.prepared import Preprocessed, on_inputs
 from reward_services.protocol import (
-    OVERSHOOT,
-    PIXEL_TOLERANCE,
     InvalidRequestError,
     RewardError,
     RewardFailedError,
@@ -53,20 +54,28 @@ class RewardService:
             # To Ray a share is a number; without this one reward could leave no memory to its neighbours.
             torch.cuda.set_per_process_memory_fraction(self._spec.num_gpus)
         self._model = load(self._spec)
-        self._rule, self._on_inputs = None, self._model
+        self._rule, inside = None, self._model
         if isinstance(self._model, Preprocessed):
-            self._rule, self._on_inputs = self._model.preprocess, on_inputs(self._model)
+            self._rule, inside = self._model.preprocess, on_inputs(self._model)
+        # By whether requests are prepared, and whether they want a gradient; only those of one way share a pass.
+        self._ways = {
+            (prepared, gradient): partial(self._judge, inside if prepared else self._model, gradient)
+            for prepared, gradient in product((False, True), repeat=2)
+        }
         self._metrics = ServiceMetrics(self._spec.name)
         self._batcher = Batcher(
-            self._judge, self._spec.max_batch_images, self._spec.batch_wait_timeout_s, self._metrics.passed
+            self._ways[False, True],
+            self._spec.max_batch_images,
+            self._spec.batch_wait_timeout_s,
+            self._metrics.passed,
         )
         self._test: asyncio.Task[None] | None = None
-        # A model that cannot judge its test picture is not served; this also warms up what is compiled at first use.
-        found = self._judge(self_test.picture(), [self_test.PROMPT])
-        self._test_score = self_test.check(self._spec, *found, found_before=None)
+        # A model that cannot judge its test pictures is not served; this also warms up what is compiled at first use.
+        self._test_score = self_test.start(self._spec, self._model)
         self._described = {
             "spec": self._spec.model_dump(),
             "rule": None if self._rule is None else asdict(self._rule),
+            "identity": identity(self._spec),
             "self_test_score": self._test_score,
             "versions": versions(),
         }
@@ -77,9 +86,7 @@ class RewardService:
         """Answer an HTTP request, where the application has a route."""
         return await self._http.answer(request)
 
-    async def score_and_gradient(
-        self, images: np.ndarray, prompts: Sequence[str], prepared: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    async def score_and_gradient(self, images: np.ndarray, prompts: Sequence[str], prepared: bool = False) -> Result:
         """Return float32 scores [batch] and their gradients with respect to the pictures [batch, 3, height, width].
 
         Args:
@@ -90,9 +97,16 @@ class RewardService:
         Raises:
             RewardError: the request breaks the contract (InvalidRequestError), or the model raised (RewardFailedError).
         """
+        return await self._answer(images, prompts, prepared, gradient=True)
+
+    async def score(self, images: np.ndarray, prompts: Sequence[str], prepared: bool = False) -> Result:
+        """Return the scores alone, in a tuple: what `score_and_gradient` returns first, for less than half the work."""
+        return await self._answer(images, prompts, prepared, gradient=False)
+
+    async def _answer(self, images: np.ndarray, prompts: Sequence[str], prepared: bool, gradient: bool) -> Result:
         try:
             await asyncio.to_thread(self._check, images, prompts, prepared)
-            return await self._batcher.submit(images, prompts, self._judge_inputs if prepared else None)
+            return await self._batcher.submit(images, prompts, self._ways[prepared, gradient])
         except RewardError as error:
             self._metrics.failed(error)
             raise
@@ -102,7 +116,11 @@ class RewardService:
             raise RewardFailedError(self._spec.name, f"{type(error).__name__}: {error}") from error
 
     async def describe(self) -> dict[str, Any]:
-        """Return `spec`; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of what computes, by name."""
+        """Return what it is.
+
+        `spec`; `identity`, what decides the scores; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of
+        what computes, by name.
+        """
         return self._described
 
     async def check_health(self) -> None:
@@ -115,14 +133,13 @@ class RewardService:
             test.result()
 
     async def _test_again(self) -> None:
-        found = await self._batcher.alone(self._judge, self_test.picture(), [self_test.PROMPT])
-        self_test.check(self._spec, *found, found_before=self._test_score)
+        await self._batcher.alone(partial(self_test.check, self._spec, self._model, self._test_score))
 
-    async def _judge_body(self, body: wire.Request) -> tuple[np.ndarray, np.ndarray]:
-        return await self.score_and_gradient(body.images, body.prompts, body.prepared)
+    async def _judge_body(self, body: wire.Request) -> Result:
+        return await self._answer(body.images, body.prompts, body.prepared, body.gradient)
 
     def _check(self, images: np.ndarray, prompts: Sequence[str], prepared: bool) -> None:
-        check_request(self._spec.name, images, prompts, OVERSHOOT if prepared else PIXEL_TOLERANCE)
+        check_request(self._spec.name, images, prompts, prepared)
         if not prepared:
             return
         if self._rule is None:
@@ -131,16 +148,11 @@ class RewardService:
             expected = f"[batch, 3, {self._rule.size}, {self._rule.size}]"
             raise InvalidRequestError(self._spec.name, f"inputs has shape {images.shape}: send {expected}")
 
-    def _judge_inputs(self, inputs: np.ndarray, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return self._judge(inputs, prompts, self._on_inputs)
-
-    def _judge(
-        self, images: np.ndarray, prompts: list[str], model: RewardModel | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _judge(self, model: RewardModel, gradient: bool, images: np.ndarray, prompts: list[str]) -> Result:
         # Arrays from the object store are read-only and shared with other services: a model gets its own.
         batch = torch.from_numpy(images if images.flags.writeable else images.copy()).to(self._spec.device)
-        scores, gradient = score_and_gradient(model or self._model, batch, prompts)
-        return scores.float().cpu().numpy(), gradient.float().cpu().numpy()
+        judge = score_and_gradient if gradient else lambda *asked: (score(*asked),)
+        return tuple(part.float().cpu().numpy() for part in judge(model, batch, prompts, self._spec.name))
 
 
 def build(args: RewardSpec) -> Application:

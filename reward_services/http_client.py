@@ -12,9 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 from urllib3.exceptions import HTTPError
 
-from reward_services.pending import Answer, FullQueue, LostRequest, retried
-from reward_services.protocol import PendingReward, RewardFailedError, RewardUnavailableError, in_a_line
-from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, Request, decode_answer, decode_error, encode_request
+from reward_services import wire
+from reward_services.pending import Answer, FullQueue, LostRequest, Request
+from reward_services.protocol import (
+    PendingReward,
+    PendingScores,
+    RewardFailedError,
+    RewardUnavailableError,
+    check_request,
+    in_a_line,
+)
 
 _CONNECTIONS = 8
 
@@ -28,16 +35,24 @@ class HttpClient:
         deadline_s: how long `result` waits and retries before it raises.
         token: bearer token; by default the environment's REWARD_SERVICES_TOKEN, if it is set.
         prepared: whether what is submitted are inputs that the client has preprocessed, see `PreparingClient`.
+        application: its route, if it is another.
     """
 
     def __init__(
-        self, url: str, name: str, deadline_s: float = 60.0, token: str | None = None, *, prepared: bool = False
+        self,
+        url: str,
+        name: str,
+        deadline_s: float = 60.0,
+        token: str | None = None,
+        *,
+        prepared: bool = False,
+        application: str | None = None,
     ):
         self.name = name
-        self._url = f"{url.rstrip('/')}/reward-{name}"
+        self._url = f"{url.rstrip('/')}/{application or f'reward-{name}'}"
         self._deadline_s = deadline_s
-        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
-        self._headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
+        token = os.environ.get(wire.TOKEN_VARIABLE) if token is None else token
+        self._headers = {"content-type": wire.MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
         self._prepared = prepared
         # Neither redirects, which would carry the token elsewhere, nor retries, which are counted here. The deadline is
         # `result`'s; threads that it left end a little later by themselves.
@@ -46,13 +61,21 @@ class HttpClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Send RGB pictures in [0, 1] and their prompts; does not wait."""
+        return self._request(images, prompts, gradient=True).scores_and_gradient()
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Send them for the scores alone; does not wait."""
+        return self._request(images, prompts, gradient=False).scores()
+
+    def _request(self, images: Tensor, prompts: Sequence[str], gradient: bool) -> Request:
+        check_request(self.name, images, prompts, self._prepared)
         pixels = images.detach().to("cpu", torch.float32).contiguous().numpy()
-        request = Request(pixels, list(prompts), self._prepared)
+        body = wire.Request(pixels, list(prompts), self._prepared, gradient)
 
         def send() -> Future[Answer]:
-            return self._threads.submit(self._post, request)
+            return self._threads.submit(self._post, body)
 
-        return retried(self.name, send, self._deadline_s, images.device)
+        return Request(self.name, send, self._deadline_s, images.shape, images.device)
 
     def describe(self) -> dict[str, Any]:
         """Return what the service says of itself, see `RewardService.describe`; RewardError if it does not answer."""
@@ -63,9 +86,8 @@ class HttpClient:
         except ValueError as error:
             raise RewardUnavailableError(self.name, f"{self._url} answers with something else") from error
 
-    def _post(self, request: Request) -> Answer:
-        body = self._exchange("POST", encode_request(request))
-        return decode_answer(self.name, body, request.images.shape)
+    def _post(self, request: wire.Request) -> Answer:
+        return wire.decode_answer(self.name, self._exchange("POST", wire.encode_request(request)))
 
     def _exchange(self, method: str, body: bytes | None = None) -> bytes:
         """Return the body of a successful answer; LostRequest if nobody answered, or somebody else."""
@@ -75,7 +97,7 @@ class HttpClient:
             raise LostRequest(in_a_line(error)) from error
         if response.status == 200:
             return response.data
-        said = decode_error(response.data)
+        said = wire.decode_error(response.data)
         if said is not None:
             raise said
         if response.status == 404:

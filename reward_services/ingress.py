@@ -33,7 +33,7 @@ class HttpIngress:
 
     reward: str
     settings: HttpSpec
-    judge: Callable[[Asked], Awaitable[tuple[np.ndarray, np.ndarray]]]
+    judge: Callable[[Asked], Awaitable[tuple[np.ndarray, ...]]]
     described: Mapping[str, Any]
     failed: Callable[[RewardError], None]
 
@@ -48,10 +48,10 @@ class HttpIngress:
             self.failed(error)
             return _refusal(error)
         try:
-            scores, gradient = await self.judge(asked)
+            answer = await self.judge(asked)
         except RewardError as error:
             return _refusal(error)
-        return Response(await asyncio.to_thread(encode_answer, scores, gradient), media_type=MEDIA_TYPE)
+        return Response(await asyncio.to_thread(encode_answer, *answer), media_type=MEDIA_TYPE)
 
     def _authorise(self, request: Request) -> None:
         token = os.environ.get(TOKEN_VARIABLE, "")

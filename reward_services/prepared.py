@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reward_services.pending import LazyReward
+from reward_services.pending import Lazy
 from reward_services.preprocess import Preprocess
-from reward_services.protocol import PendingReward, RewardClient, RewardModel
+from reward_services.protocol import PendingReward, PendingScores, RewardClient, RewardModel, check_request
 
 
 @runtime_checkable
@@ -44,6 +44,7 @@ class PreparingClient:
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
         """Preprocess and send RGB pictures in [0, 1] with their prompts; does not wait."""
+        check_request(self.name, images, prompts)
         leaf = images.detach().float().requires_grad_(True)
         with torch.enable_grad():
             inputs = self.rule.fitted(leaf)
@@ -54,4 +55,15 @@ class PreparingClient:
             (pulled,) = torch.autograd.grad(inputs, leaf, gradient)
             return scores, pulled
 
-        return LazyReward(find)
+        return Lazy(find)
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Preprocess and send them for the scores alone; does not wait."""
+        check_request(self.name, images, prompts)
+        with torch.no_grad():
+            return self.client.submit_for_scores(self.rule.fitted(images.detach().float()), prompts)
+
+    @property
+    def name(self) -> str:
+        """What errors call the reward."""
+        return self.client.name

@@ -84,11 +84,32 @@ class PendingReward(Protocol):
 
 
 @runtime_checkable
+class PendingScores(Protocol):
+    """Scores on their way."""
+
+    def result(self) -> Float[Tensor, " batch"]:
+        """Wait for and return the scores, fp32; RewardError if they could not be had."""
+        ...
+
+
+@runtime_checkable
 class RewardClient(Protocol):
-    """Asks for a reward without waiting for it, wherever it is computed."""
+    """Asks for a reward without waiting for it, wherever it is computed.
+
+    Both ways of asking raise InvalidRequestError, and send nothing, if the request breaks the contract.
+    """
+
+    @property
+    def name(self) -> str:
+        """What errors call the reward."""
+        ...
 
     def submit(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingReward:
-        """Send RGB pictures in [0, 1] and their prompts."""
+        """Send RGB pictures in [0, 1] and their prompts, to train on."""
+        ...
+
+    def submit_for_scores(self, images: Float[Tensor, "batch 3 height width"], prompts: Sequence[str]) -> PendingScores:
+        """Send them for the scores alone: nobody computes or carries a gradient."""
         ...
 
 
@@ -97,21 +118,27 @@ def in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def check_request(reward: str, images: object, prompts: object, tolerance: float = PIXEL_TOLERANCE) -> None:
+def check_request(reward: str, images: object, prompts: object, prepared: bool = False) -> None:
     """Raise InvalidRequestError, which says what is wrong and what was expected, if a request breaks the contract.
 
-    Images are float32 RGB pictures, [batch, 3, height, width], in [0, 1]; prompts as many strings, none of them blank.
+    Every client asks this before it sends, and every service before it computes.
+
+    Args:
+        reward: name for the message.
+        images: RGB pictures in [0, 1], [batch, 3, height, width]: a float32 array, or a tensor of any floating dtype.
+        prompts: a list of as many strings, none of them blank.
+        prepared: whether the images are what `Preprocess.fitted` returned, which may overshoot.
     """
 
     def refuse(reason: str) -> InvalidRequestError:
         return InvalidRequestError(reward, reason)
 
-    if not isinstance(images, np.ndarray):
-        raise refuse(f"images is a {type(images).__name__}: send a numpy array")
-    if images.dtype != np.float32:
+    if not isinstance(images, np.ndarray | Tensor):
+        raise refuse(f"images is a {type(images).__name__}: send a tensor or a numpy array")
+    if not (images.is_floating_point() if isinstance(images, Tensor) else images.dtype == np.float32):
         raise refuse(f"images has dtype {images.dtype}: send float32")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise refuse(f"images has shape {images.shape}: send [batch, 3, height, width], RGB, none of them 0")
+        raise refuse(f"images has shape {tuple(images.shape)}: send [batch, 3, height, width], RGB, none of them 0")
     if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
         raise refuse("prompts is not a list of strings: send one prompt a picture")
     if len(prompts) != len(images):
@@ -124,6 +151,27 @@ def check_request(reward: str, images: object, prompts: object, tolerance: float
         raise refuse(
             f"prompts[{torn[0]}] has half of a surrogate pair, so it is no Unicode text: send whole characters"
         )
-    low, high = float(images.min()), float(images.max())
+    pixels = images.detach() if isinstance(images, Tensor) else images
+    low, high = float(pixels.min()), float(pixels.max())
+    tolerance = OVERSHOOT if prepared else PIXEL_TOLERANCE
     if not (low >= -tolerance and high <= 1 + tolerance):  # also refuses NaN
         raise refuse(f"pixels lie in [{low}, {high}]: send finite values in [0, 1]")
+
+
+def check_answer(
+    reward: str, pictures: Sequence[int], answer: Sequence[np.ndarray | Tensor], gradient: bool = True
+) -> None:
+    """Raise RewardFailedError if an answer's shapes are not those of the contract.
+
+    Whoever computes an answer asks this, and whoever receives one.
+
+    Args:
+        reward: name for the message.
+        pictures: shape of the pictures, [batch, 3, height, width].
+        answer: the scores and, if it was asked for, the gradient.
+        gradient: whether it was.
+    """
+    found, expected = [tuple(part.shape) for part in answer], [(pictures[0],), *[tuple(pictures)] * gradient]
+    if found != expected:
+        reason = f"the answer to pictures of shape {tuple(pictures)} has the shapes {found}, not {expected}"
+        raise RewardFailedError(reward, f"{reason}: a reward gives one score a picture, and a gradient of its shape")

@@ -1,37 +1,68 @@
-"""The picture that a replica judges again and again, to find out whether it still judges as it should."""
+"""Pictures that a model judges before it is asked anything, and again and again, to find out if it can be trusted."""
 
-import math
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-import numpy as np
-
-from reward_services.protocol import RewardFailedError
+from reward_services.gradient import score, score_and_gradient
+from reward_services.protocol import RewardFailedError, RewardModel
 from reward_services.spec import RewardSpec
 
-PROMPT = "a picture of colours"
+PROMPTS = ["a picture of colours", "a drawing of thin stripes"]
 
 
-def picture() -> np.ndarray:
-    """Return the test picture, [1, 3, 64, 64]: colours that vary over the whole range, finely and coarsely."""
-    down, across = np.mgrid[0:64, 0:64] / 63
-    stripes = 0.5 + 0.5 * np.sin(40 * down * across)
-    return np.stack([down, across, stripes])[None].astype(np.float32)
+def pictures() -> Float[Tensor, "2 3 64 64"]:
+    """Return two pictures: colours that vary over the whole range, finely and coarsely, and their negative, turned."""
+    down, across = torch.meshgrid(*[torch.arange(64, dtype=torch.float64) / 63] * 2, indexing="ij")
+    first = torch.stack([down, across, 0.5 + 0.5 * torch.sin(40 * down * across)]).float()
+    return torch.stack([first, (1 - first).rot90(1, (1, 2))])
 
 
-def check(spec: RewardSpec, scores: np.ndarray, gradient: np.ndarray, found_before: float | None) -> float:
-    """Return the test picture's score; RewardFailedError if it is off, or something is not finite.
+def start(spec: RewardSpec, model: RewardModel) -> float:
+    """Return the first picture's score by a model that is about to be used, wherever that is.
+
+    Raises:
+        RewardFailedError: the score is off; an answer is not finite, or of another shape than the contract's; one of
+            the pictures has no gradient; or its score depends on the other.
+    """
+    found = check(spec, model)
+    both = pictures().to(spec.device)
+    scores, gradient = _judged(spec, model, both, PROMPTS)
+    for row in range(2):
+        if not gradient[row].any():
+            reason = f"the gradient of test picture {row} is zero everywhere: nothing can be learned from a score"
+            raise RewardFailedError(spec.name, f"{reason} that is rounded, cut off, or relative to its batch")
+        # As many pictures as before, so that the same kernels compute them.
+        twice = score(model, both[[row, row]], [PROMPTS[row]] * 2, spec.name)
+        beside_another, beside_itself = float(scores[row]), float(twice[row])
+        if not spec.same_score(beside_another, beside_itself):
+            reason = f"a picture scores {beside_another:.6g} beside another, {beside_itself:.6g} beside itself"
+            raise RewardFailedError(spec.name, f"{reason}: make score i depend on picture i and prompt i alone")
+    return found
+
+
+def check(spec: RewardSpec, model: RewardModel, found_before: float | None = None) -> float:
+    """Return the first picture's score; RewardFailedError if it is off, or something is not finite.
 
     Args:
         spec: names the reward, and the score if it is known.
-        scores: [1], what the model says now.
-        gradient: of it.
-        found_before: what this replica said when it started; counts only if the spec does not know the score.
+        model: on the spec's device.
+        found_before: what this model said when it started; counts only if the spec does not know the score.
     """
-    score = float(scores[0])
-    if not (math.isfinite(score) and np.isfinite(gradient).all()):
-        raise RewardFailedError(spec.name, f"checkpoint {spec.checkpoint!r} gives {scores} for the test picture")
+    found = float(_judged(spec, model, pictures()[:1].to(spec.device), PROMPTS[:1])[0])
     expected = found_before if spec.self_test_score is None else spec.self_test_score
-    if expected is not None and abs(score - expected) > spec.self_test_tolerance * max(abs(expected), 0.01):
+    if expected is not None and not spec.same_score(found, expected):
         raise RewardFailedError(
-            spec.name, f"the test picture scores {score:.6g}, expected {expected:.6g}: weights or device are damaged"
+            spec.name, f"the test picture scores {found:.6g}, expected {expected:.6g}: weights or device are damaged"
         )
-    return score
+    return found
+
+
+def _judged(spec: RewardSpec, model: RewardModel, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    scores, gradient = score_and_gradient(model, images, prompts, spec.name)
+    if not (scores.isfinite().all() and gradient.isfinite().all()):
+        said = (
+            f"checkpoint {spec.checkpoint!r} gives {scores.tolist()} for test pictures, or their gradient is not finite"
+        )
+        raise RewardFailedError(spec.name, said)
+    return scores, gradient

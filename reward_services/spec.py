@@ -134,6 +134,10 @@ class RewardSpec(BaseModel):
             raise ValueError(f"{found}: upstream has float32 and exact alone, or float32 and smooth for imagereward")
         return self
 
+    def same_score(self, found: float, expected: float) -> bool:
+        """Tell whether two scores of the test picture are the same, up to `self_test_tolerance`."""
+        return abs(found - expected) <= self.self_test_tolerance * max(abs(expected), 0.01)
+
     @property
     def app_name(self) -> str:
         """Name of the Serve application; over HTTP, its route."""

@@ -1,12 +1,12 @@
 """Requests and answers as bytes, for clients outside the cluster.
 
 A request is a safetensors file with one float32 tensor, `images` (RGB pictures in [0, 1], [batch, 3, height, width]) or
-`inputs` (the same after the reward's own `Preprocess.fit`), and the prompts as a JSON list in its metadata. An answer
-is one with the tensors `scores` [batch] and `gradient` (of the request's shape). An error is a JSON object.
+`inputs` (the same after the reward's own `Preprocess.fit`), and in its metadata the prompts as a JSON list and, if the
+scores alone are wanted, `gradient` as `false`. An answer is one with the tensors `scores` [batch] and, unless it was
+not wanted, `gradient` (of the request's shape). An error is a JSON object.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ TOKEN_VARIABLE = "REWARD_SERVICES_TOKEN"
 """Name of the environment variable that holds the bearer token, at the service and at its clients."""
 
 _MAX_HEADER_BYTES = 2**22
+_PARTS = ("scores", "gradient")
 _STATUS: dict[type[RewardError], int] = {
     MalformedRequestError: 400,
     RequestTooLargeError: 413,
@@ -50,12 +51,15 @@ class Request:
     prompts: list[str]
     prepared: bool = False
     """Whether the pictures are inputs that the client has preprocessed."""
+    gradient: bool = True
+    """Whether the gradient is wanted, too."""
 
 
 def encode_request(request: Request) -> bytes:
     """Return the body of a request."""
     name = "inputs" if request.prepared else "images"
-    return save({name: request.images}, metadata={"prompts": json.dumps(request.prompts)})
+    metadata = {"prompts": json.dumps(request.prompts), **({} if request.gradient else {"gradient": "false"})}
+    return save({name: request.images}, metadata)
 
 
 def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
@@ -83,24 +87,25 @@ def decode_request(reward: str, body: bytes, limits: HttpSpec) -> Request:
         raise MalformedRequestError(reward, reason) from error
     if not isinstance(prompts, list):
         raise MalformedRequestError(reward, "metadata 'prompts' is no JSON list: send a list of strings")
-    return Request(images, prompts, prepared=name == "inputs")
+    if (gradient := metadata.get("gradient", "true")) not in ("true", "false"):
+        raise MalformedRequestError(reward, f"metadata 'gradient' is {gradient[:50]!r}: send true or false")
+    return Request(images, prompts, name == "inputs", gradient == "true")
 
 
-def encode_answer(scores: np.ndarray, gradient: np.ndarray) -> bytes:
-    """Return the body of an answer."""
-    return save({"scores": scores, "gradient": gradient})
+def encode_answer(*answer: np.ndarray) -> bytes:
+    """Return the body of an answer: the scores and, if it is wanted, the gradient."""
+    return save(dict(zip(_PARTS, answer, strict=False)))
 
 
-def decode_answer(reward: str, body: bytes, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and gradients of pictures of `shape`; RewardFailedError if the body does not hold them."""
+def decode_answer(reward: str, body: bytes) -> tuple[np.ndarray, ...]:
+    """Return what a body holds; RewardFailedError if that is no answer. Its shapes are for `check_answer` to judge."""
     try:
         _, tensors = _parse(reward, body)
     except InvalidRequestError as error:
         raise RewardFailedError(reward, f"the answer cannot be read: {error.reason}") from error
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != {"scores": (shape[0],), "gradient": tuple(shape)}:
-        raise RewardFailedError(reward, f"the answer to pictures of shape {tuple(shape)} holds {found}")
-    return tensors["scores"], tensors["gradient"]
+    if set(tensors) not in ({"scores"}, set(_PARTS)):
+        raise RewardFailedError(reward, f"the answer holds {', '.join(sorted(tensors)) or 'nothing'}")
+    return tuple(tensors[part] for part in _PARTS if part in tensors)
 
 
 def encode_error(error: RewardError) -> tuple[int, bytes]:

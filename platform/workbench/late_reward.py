@@ -15,7 +15,7 @@ Spec = TypeVar("Spec", bound=RewardSpec)
 
 
 def late(spec: Spec, latency_s: float) -> Spec:
-    """Return a reward that waits before each forward pass, but not for a replica's own test picture."""
+    """Return a reward that waits before each forward pass, but not for the test pictures."""
     checkpoint = f"{spec.model} {latency_s} {spec.checkpoint}"
     return spec.model_copy(update={"model": f"{__name__}:LateReward", "checkpoint": checkpoint})
 
@@ -32,7 +32,7 @@ class LateReward:
 
         class Late(type(reward)):
             def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-                if list(prompts) != [self_test.PROMPT]:
+                if not set(prompts) <= set(self_test.PROMPTS):
                     time.sleep(float(latency_s))
                 return super().score(images, prompts)
 

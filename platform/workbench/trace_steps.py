@@ -33,8 +33,8 @@ def trace(experiment: Experiment, say: Callable[[str], None]) -> Path:
     if not ray.is_initialized():
         cluster.connect(experiment.runtime.threads_per_worker)
     placement.check(experiment, ray.nodes())
-    with rewards.running(experiment.rewards, experiment.placement), open_board(say) as board:
-        assignment = Assignment(experiment, str(directory), "", "", board)
+    with rewards.running(experiment.rewards, experiment.placement, directory) as served, open_board(say) as board:
+        assignment = Assignment(experiment, str(directory), "", "", board, served)
         found = launch.fit(experiment, _rank, {"assignment": assignment}, directory)
     say(found["table"])
     say(f"trace     {directory / 'trace.json'}")

@@ -12,22 +12,14 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from reward_services.contents import local_path
 from reward_services.protocol import in_a_line
 from reward_services.spec import PreprocessMode
 
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 Reward = TypeVar("Reward", bound="PublishedReward")
 
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-
-
-def local_path(checkpoint: str | Path) -> Path | None:
-    """Return where a checkpoint lies, from here or from the folder that holds this package; None if on the hub."""
-    for candidate in (Path(checkpoint), _PACKAGE_PARENT / checkpoint):
-        if candidate.exists():
-            return candidate.resolve()
-    return None
 
 
 def path_or_hub_id(checkpoint: str | Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from reward_services.models.checkpoints import PublishedReward
+from reward_services.models.tokens import check_summary, tokens_of
 from reward_services.preprocess import Preprocess, square_side
 from reward_services.spec import PreprocessMode
 
@@ -56,7 +57,7 @@ class ClipSimilarity(nn.Module):
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, clean: Callable[[str], str]):
         super().__init__()
-        _check_tokenizer(model, tokenizer)
+        check_summary(tokenizer, tower_configs(model)[1])
         self.model = model
         self.tokenizer = tokenizer
         self.clean = clean
@@ -71,15 +72,10 @@ class ClipSimilarity(nn.Module):
         return (images * texts).sum(dim=-1)
 
     def _encode(self, prompts: Sequence[str]) -> Float[Tensor, "batch width"]:
-        tokens = self.tokenizer(
-            [self.clean(prompt) for prompt in prompts],
-            padding="max_length",
-            truncation=True,
-            max_length=tower_configs(self.model)[1].max_position_embeddings,
-            return_tensors="pt",
-        )
+        length = tower_configs(self.model)[1].max_position_embeddings
+        ids, _ = tokens_of(self.tokenizer, [self.clean(prompt) for prompt in prompts], length)
         # No padding mask: attention is causal and the embedding is read at the first end-of-text token.
-        hidden = self.model.text_model(input_ids=tokens.input_ids.to(self.model.text_projection.weight.device))
+        hidden = self.model.text_model(input_ids=ids.to(self.model.text_projection.weight.device))
         return _normalised(self.model.text_projection(hidden.pooler_output))
 
     def _text_parameters(self) -> list[nn.Parameter]:
@@ -125,20 +121,6 @@ class ClipReward(PublishedReward):
         """Return one score a picture for RGB pictures in [0, 1]."""
         cosines = self.similarity(self.preprocess(images), prompts)
         return self.similarity.model.logit_scale.exp() * cosines if self.scaled else cosines
-
-
-def _check_tokenizer(model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Refuse a tokenizer whose end-of-text token the model would not find: its embedding is read there."""
-    _, config = tower_configs(model)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"tokenizer has {len(tokenizer)} tokens, the CLIP text model only {config.vocab_size}")
-    # transformers reads 2 as "the highest id", as the first published configurations meant it.
-    read_at = len(tokenizer) - 1 if config.eos_token_id == 2 else config.eos_token_id
-    if read_at != tokenizer.eos_token_id:
-        raise ValueError(
-            f"text_config.eos_token_id={config.eos_token_id} reads the prompt's embedding at token {read_at}, but the "
-            f"tokenizer ends prompts with {tokenizer.eos_token_id}: set eos_token_id to that"
-        )
 
 
 def _normalised(embeddings: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:

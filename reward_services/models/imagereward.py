@@ -15,6 +15,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from reward_services.models.checkpoints import PublishedReward, fetch, load_strict, read_state_dict, read_tokenizer
 from reward_services.models.head import RewardHead, head_of
 from reward_services.models.layouts import count_blocks, imagereward_to_transformers
+from reward_services.models.tokens import tokens_of
 from reward_services.preprocess import imagereward_preprocess, square_side
 from reward_services.spec import PreprocessMode
 
@@ -50,6 +51,11 @@ class ImageReward(PublishedReward):
         super().__init__()
         if len(tokenizer) > text.config.vocab_size:
             raise ValueError(f"tokenizer has {len(tokenizer)} tokens, the BERT model only {text.config.vocab_size}")
+        if (first := tokenizer("a").input_ids[0]) != tokenizer.cls_token_id:
+            raise ValueError(
+                f"tokenizer begins prompts with token {first}, not with {tokenizer.cls_token!r}, where the score is "
+                "read: give that of the checkpoint"
+            )
         self.vision = vision
         self.text = text
         self.mlp = mlp
@@ -82,12 +88,10 @@ class ImageReward(PublishedReward):
         """Return one score a picture for RGB pictures in [0, 1]."""
         pixels = self.preprocess(images).to(self.vision.embeddings.patch_embedding.weight.dtype)
         patches = self.vision(pixel_values=pixels).last_hidden_state
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(patches.device)
+        ids, mask = tokens_of(self.tokenizer, prompts, MAX_TOKENS)
         hidden = self.text(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
+            input_ids=ids.to(patches.device),
+            attention_mask=mask.to(patches.device),
             encoder_hidden_states=patches,
             is_decoder=False,  # attention is bidirectional; the configuration only asks for cross-attention layers
         ).last_hidden_state

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
+from reward_services.contents import local_path
 from reward_services.models import clip, imagereward
-from reward_services.models.checkpoints import local_path, read_tokenizer, weights_file
+from reward_services.models.checkpoints import read_tokenizer, weights_file
 from reward_services.models.clip_score import ClipScore
 from reward_services.models.hps import HPS, HPSv2
 from reward_services.models.pickscore import PickScore

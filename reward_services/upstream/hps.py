@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reward_services.models.checkpoints import PublishedReward, load_strict, local_path, read_state_dict, weights_file
+from reward_services.contents import local_path
+from reward_services.models.checkpoints import PublishedReward, load_strict, read_state_dict, weights_file
 from reward_services.models.hps import GEOMETRY_FILE, PUBLISHED_FILE, HPSv2
 from reward_services.spec import PreprocessMode
 from reward_services.upstream.inputs import own_vocabulary, to_pil

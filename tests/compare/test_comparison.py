@@ -15,7 +15,8 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from slingstone.compare import contents, results, schedule, table
+from reward_services import contents
+from slingstone.compare import results, schedule, table
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import directory, prepare, shards_of
 from slingstone.config import Comparison, ConfigError, load_as, to_yaml

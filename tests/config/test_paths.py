@@ -24,7 +24,7 @@ RELATIVE = ("storage=out", "recovery.checkpoints=ckpt", "tracking.uri=sqlite:///
 NO_PATHS = {
     *("name", "metric", "keep_best", "column", "groups", "experiment", "title", "claim", "discussion", "metrics"),
     *("model", "device", "node_label", "trainer", "rewards", "url", "target_modules", "parameters", "scheduler"),
-    *("overrides", "trial_overrides", "space", "vary", "call", "values"),
+    *("application", "overrides", "trial_overrides", "space", "vary", "call", "values"),
 }
 """Texts of configurations that are no place of files."""
 

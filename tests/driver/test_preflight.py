@@ -83,6 +83,19 @@ def test_a_run_may_grow_but_not_become_another(tmp_path):
         history.check(load(SCENES, [here, "training.batch_size=64", "seed=1"]))
 
 
+def test_a_run_is_not_continued_under_rewards_whose_files_were_replaced(micro, tmp_path, rewards_root):
+    shutil.copytree(rewards_root / "hps", tmp_path / "hps")
+    run = micro(f"rewards.services.hps.checkpoint={tmp_path / 'hps'}")
+    history = RunDirectory(tmp_path / "align" / "micro")
+    history.begin(run, "sqlite:///x", "id")
+    (history.directory / "checkpoints" / "000000000032").mkdir(parents=True)
+    history.check(run)
+    (weights,) = (tmp_path / "hps").glob("*.pt")
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(ValueError, match=r"differs in contents of rewards\.services\.hps\.checkpoint \("):
+        history.check(run)
+
+
 def test_checkpoints_that_lie_elsewhere_are_not_forgotten(tmp_path):
     history, here = RunDirectory(tmp_path / "align" / "scenes"), f"storage={tmp_path}"
     history.begin(load(SCENES, [here]), "sqlite:///x", "id")

@@ -22,8 +22,8 @@ def noise_sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
     return Pictures(torch.stack(images), 0.02 * len(prompts), 2)
 
 
-def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    return images.mean((1, 2, 3))
+def rewards(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"brightness": images.mean((1, 2, 3))}
 
 
 def oracle(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def oracle(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 def run(prompts: Sequence[str] = PROMPTS, **settings) -> Evaluation:
     settings = {"images_per_prompt": 3, "seed": 5, "batch_size": 6} | settings
-    return evaluate(noise_sampler, prompts, rewards={"brightness": brightness}, oracle=oracle, **settings)
+    return evaluate(noise_sampler, prompts, rewards=rewards, oracle=oracle, **settings)
 
 
 def test_the_means_are_those_of_the_pictures_that_the_seeds_give() -> None:
@@ -106,7 +106,7 @@ def test_a_missing_repeated_or_foreign_shard_is_refused() -> None:
 
 def test_a_failed_reward_is_never_a_number() -> None:
     with pytest.raises(RuntimeError, match=r"reward broken gave \[nan"):
-        evaluate(noise_sampler, PROMPTS, rewards={"broken": lambda images, prompts: images.mean((1, 2, 3)) / 0 * 0})
+        evaluate(noise_sampler, PROMPTS, rewards=lambda images, prompts: {"broken": images.mean((1, 2, 3)) / 0 * 0})
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_an_impossible_evaluation_is_refused_before_anything_is_sampled(wrong: d
 
     settings = {"prompts": PROMPTS, "images_per_prompt": 2} | wrong
     with pytest.raises(ValueError, match=r"must be"):
-        evaluate(untouched, rewards={}, **settings)
+        evaluate(untouched, **settings)
 
 
-def test_every_picture_is_seen_once_and_the_clock_starts_warm() -> None:
+def test_every_picture_is_seen_once_and_the_clock_starts_after_a_single_one() -> None:
     seen: list[Tensor] = []
     calls = []
 
@@ -130,7 +130,7 @@ def test_every_picture_is_seen_once_and_the_clock_starts_warm() -> None:
         pictures = noise_sampler(prompts, seeds)
         return pictures if len(calls) > 1 else Pictures(pictures.images, 1e6, 2)
 
-    evaluation = evaluate(sampler, PROMPTS, rewards={}, images_per_prompt=3, batch_size=6, see=seen.append)
+    evaluation = evaluate(sampler, PROMPTS, images_per_prompt=3, batch_size=6, see=seen.append)
     assert sum(map(len, seen)) == 21
-    assert sum(calls) == 21 + 6
+    assert calls == [1, 6, 6, 6, 3]
     assert evaluation.metrics["seconds_per_image"].mean == pytest.approx(0.02)

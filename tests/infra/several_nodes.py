@@ -103,7 +103,7 @@ def shares_gpus(run: Callable[..., Experiment], directory: Path) -> dict[str, An
     with cluster(directory, node("both", num_cpus=4, num_gpus=2)):
         placement.check(asked, ray.nodes())
         for way, starting in (("held", held_for_trainers(asked)), ("not_held", None)):
-            with rewards.running(asked.rewards, asked.placement, starting):
+            with rewards.running(asked.rewards, asked.placement, directory, starting):
                 workers = placement_group([placement.worker_resources(asked)] * 2)
                 found[way] = True
                 with suppress(GetTimeoutError):

@@ -1,11 +1,13 @@
 """The samplers against diffusers' pipeline called directly."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from torch import Tensor
 
 from slingstone.evaluation.protocol import evaluate, merge
 from slingstone.networks.embeddings import EmbeddingStore
@@ -108,7 +110,10 @@ def test_the_pipeline_is_assembled_from_the_familys_own_parts(family: ModelFamil
 def test_shards_of_real_networks_merge_to_the_same_digits(family: ModelFamily) -> None:
     def measured(world: int) -> dict[str, float | None]:
         sampler = one_step_sampler(family, family.generator)
-        rewards = {"brightness": lambda images, prompts: images.mean((1, 2, 3))}
+
+        def rewards(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            return {"brightness": images.mean((1, 2, 3))}
+
         prompts = [f"a disc {i}" for i in range(10)]
         settings = {"rewards": rewards, "images_per_prompt": 2, "batch_size": 4}
         shards = [evaluate(sampler, prompts, shard=(rank, world), **settings) for rank in range(world)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from reward_services.batching import Batcher, Result
+from reward_services.batching import Batcher, Compute, Pass, Result
 
 
 @dataclass
@@ -91,6 +91,53 @@ def test_a_request_that_fails_does_not_fail_those_it_shared_a_pass_with():
     good, bad, other = asyncio.run(_while_busy(batcher, recorder, *requests))
     assert isinstance(bad, ArithmeticError)
     np.testing.assert_allclose([good[0][0], other[0][0]], [0.1, 0.3], rtol=1e-6)
+
+
+def _fewer(images: np.ndarray, prompts: list[str]) -> Result:
+    scores, gradients = Recorder()(images, prompts)
+    return scores[1:], gradients
+
+
+def _mean(images: np.ndarray, prompts: list[str]) -> Result:
+    return images.mean(), images
+
+
+@pytest.mark.parametrize("compute", [_fewer, _mean])
+def test_an_answer_of_another_length_is_an_error_for_every_caller_and_later_ones_are_answered(compute: Compute):
+    async def scenario() -> list[object]:
+        batcher = Batcher(compute, max_images=2, wait_s=0.01)
+        together = [batcher.submit(_images(0.1, 0.2), ["a", "b"]), batcher.submit(_images(0.3), ["c"])]
+        failed = await asyncio.wait_for(asyncio.gather(*together, return_exceptions=True), 5)
+        batcher.compute = Recorder()
+        return [*failed, await asyncio.wait_for(batcher.submit(_images(0.5), ["d"]), 5)]
+
+    *failed, (scores, _) = asyncio.run(scenario())
+    assert all(isinstance(error, Exception) for error in failed)
+    np.testing.assert_allclose(scores, [0.5])
+
+
+def test_pictures_that_cannot_be_joined_are_an_error_for_their_own_caller_alone():
+    class Torn(np.ndarray):
+        def __array_function__(self, *_: object) -> None:
+            raise MemoryError("cannot be joined")
+
+    recorder = Recorder()
+    batcher = Batcher(recorder, max_images=8)
+    requests = [(_images(0.1), ["a"]), (_images(0.2).view(Torn), ["torn"]), (_images(0.3), ["c"])]
+    good, _, other = asyncio.run(asyncio.wait_for(_while_busy(batcher, recorder, *requests), 5))
+    np.testing.assert_allclose([good[0][0], other[0][0]], [0.1, 0.3], rtol=1e-6)
+
+
+def test_a_pass_that_cannot_be_counted_is_answered_and_so_are_those_behind_it(caplog: pytest.LogCaptureFixture):
+    def broken(done: Pass) -> None:
+        raise OSError("no metrics today")
+
+    recorder = Recorder()
+    batcher = Batcher(recorder, max_images=1, observe=broken)
+    requests = [(_images(0.1), ["a"]), (_images(0.2), ["b"])]
+    answers = asyncio.run(asyncio.wait_for(_while_busy(batcher, recorder, *requests), 5))
+    np.testing.assert_allclose([scores[0] for scores, _ in answers], [0.1, 0.2], rtol=1e-6)
+    assert caplog.text.count("a pass of 1 pictures could not be counted") == 3
 
 
 def test_a_caller_that_left_is_not_computed_for():

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import BertTokenizer, CLIPTokenizer
 
+from reward_services.contents import local_path
 from reward_services.models import load
-from reward_services.models.checkpoints import fetch, local_path, read_state_dict
+from reward_services.models.checkpoints import fetch, read_state_dict
 from reward_services.models.head import RewardHead
 from reward_services.models.hps import HPS, PUBLISHED_FILE, HPSv2
 from reward_services.models.imagereward import ImageReward

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import jaxtyping
 import numpy as np
 import pytest
 import ray.exceptions
@@ -17,12 +18,17 @@ from reward_services.client import (
     ServeClient,
     differentiable,
 )
+from reward_services.http_client import HttpClient
+from reward_services.prepared import PreparingClient
+from reward_services.preprocess import hps_preprocess
 from reward_services.protocol import (
     InvalidRequestError,
+    RewardClient,
     RewardFailedError,
     RewardOverloadedError,
     RewardUnavailableError,
 )
+from tests.reward_services.test_protocol import BAD
 
 
 class Quadratic(nn.Module):
@@ -53,6 +59,20 @@ def test_in_process_returns_scores_and_each_pictures_own_gradient(images: Tensor
     torch.testing.assert_close(gradient, 2 * weights.view(3, 1, 1, 1) * images)
     assert not scores.requires_grad
     assert not gradient.requires_grad
+
+
+def test_scores_alone_are_computed_without_a_gradient_in_process(images: Tensor):
+    seen = []
+
+    class Watching(Quadratic):
+        def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+            seen.append((torch.is_grad_enabled(), images.requires_grad))
+            return super().score(images, prompts)
+
+    client = InProcessClient(Watching())
+    scores = client.submit_for_scores(images.requires_grad_(True), PROMPTS).result()
+    assert torch.equal(scores, client.submit(images, PROMPTS).result()[0])
+    assert seen == [(False, False), (True, True)]
 
 
 def test_in_process_works_without_gradient_and_leaves_the_pictures_graph_alone(images: Tensor):
@@ -106,7 +126,7 @@ def test_second_derivatives_are_refused_rather_than_wrong(images: Tensor):
         gradient.sum().backward()
 
 
-Outcome = tuple[np.ndarray, np.ndarray] | Exception
+Outcome = tuple[np.ndarray, ...] | Exception
 
 
 @dataclass
@@ -115,10 +135,17 @@ class FakeService:
 
     script: list[Outcome | None]
     sent: list[tuple[object, list[str]]] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     cancelled: int = 0
 
     @property
     def score_and_gradient(self) -> "FakeService":
+        self.methods.append("score_and_gradient")
+        return self
+
+    @property
+    def score(self) -> "FakeService":
+        self.methods.append("score")
         return self
 
     def remote(self, reference: object, prompts: list[str]) -> "FakeResponse":
@@ -131,7 +158,7 @@ class FakeResponse:
     service: FakeService
     outcome: Outcome | None
 
-    def result(self, *, timeout_s: float) -> tuple[np.ndarray, np.ndarray]:
+    def result(self, *, timeout_s: float) -> tuple[np.ndarray, ...]:
         if self.outcome is None:
             time.sleep(timeout_s)
             raise TimeoutError
@@ -176,6 +203,21 @@ def _answer(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     for array in (scores, gradient):
         array.flags.writeable = False  # as everything that comes out of the object store
     return scores, gradient
+
+
+def test_scores_alone_are_asked_for_and_answered_without_a_gradient(serve, images: Tensor):
+    service = serve(_died(), _answer(images)[:1], _answer(images))
+    assert _client().submit_for_scores(images, PROMPTS).result().tolist() == [0.0, 1.0, 2.0]
+    assert service.methods == ["score", "score"]
+    with pytest.raises(RewardFailedError, match=r"has the shapes \[\(3,\), \(3, 3, 4, 5\)\], not \[\(3,\)\]"):
+        _client().submit_for_scores(images, PROMPTS).result()
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (3, 3), ()])
+def test_an_answer_of_another_shape_is_an_error_and_no_gradient(serve, images: Tensor, shape: tuple[int, ...]):
+    serve((np.zeros(shape, np.float32), images.numpy()))
+    with pytest.raises(RewardFailedError, match=r"reward 'fake': the answer to pictures of shape \(3, 3, 4, 5\) has"):
+        _client().submit(images, PROMPTS).result()
 
 
 def _died() -> Exception:
@@ -285,6 +327,31 @@ def test_a_reward_that_is_deleted_is_an_error_at_once(serve, images: Tensor):
 def test_a_reward_that_is_not_deployed_is_an_error_before_any_request(serve):
     with pytest.raises(RewardUnavailableError, match="reward 'absent': no Serve application 'reward-absent'"):
         ServeClient("absent")
+
+
+WAYS: dict[str, Callable[[], RewardClient]] = {
+    "in process": lambda: InProcessClient(Quadratic(), "fake"),
+    "serve": lambda: ServeClient("fake", store=_store()),
+    "http": lambda: HttpClient("http://127.0.0.1:1", "fake", deadline_s=0.1),
+    "prepared": lambda: PreparingClient(InProcessClient(Quadratic(), "fake"), hps_preprocess(4, "exact")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", sorted(BAD.keys() - {"double precision"}))  # which is converted
+def test_what_the_service_refuses_is_refused_before_it_is_sent_whatever_the_way(
+    serve, monkeypatch: pytest.MonkeyPatch, way: str, case: str
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is outside of tests
+    service = serve(_died())
+    images, prompts, message = BAD[case]
+    given = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        WAYS[way]().submit(given, prompts)
+    assert str(caught.value).startswith("reward 'fake': ")
+    with pytest.raises(InvalidRequestError, match=message):
+        WAYS[way]().submit_for_scores(given, prompts)
+    assert not service.sent
 
 
 def _task_error(cause: Exception) -> Exception:

@@ -41,6 +41,17 @@ def test_a_replica_answers_with_scores_and_gradients_in_float32(spec: Spec, imag
     np.testing.assert_array_equal(gradient, expected_gradient.numpy())
 
 
+@pytest.mark.parametrize("kind", ["pickscore", "hps", "imagereward", "clip_score", "aesthetic"])
+def test_scores_alone_are_those_of_training_bit_for_bit_and_no_gradient_is_computed(
+    spec: Spec, images: np.ndarray, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    service = RewardService(spec(kind).model_dump())
+    expected, _ = asyncio.run(service.score_and_gradient(images, PROMPTS))
+    monkeypatch.delattr("torch.autograd.grad")
+    (scores,) = asyncio.run(service.score(images, PROMPTS))
+    np.testing.assert_array_equal(scores, expected)
+
+
 def test_a_replica_checks_requests_and_stays_healthy(spec: Spec, images: np.ndarray):
     service = RewardService(spec("pickscore").model_dump())
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ def images() -> Tensor:
     return torch.rand(3, 3, 31, 44, generator=torch.Generator().manual_seed(0))
 
 
-async def _twice(asked: wire.Request) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(len(asked.images), dtype=np.float32), asked.images * 2
+async def _twice(asked: wire.Request) -> tuple[np.ndarray, ...]:
+    return np.arange(len(asked.images), dtype=np.float32), *[asked.images * 2] * asked.gradient
 
 
 def _ask(ingress: HttpIngress, method: str, body: bytes = b"", peer: str = "10.1.2.3", **headers: str) -> Response:
@@ -124,9 +124,18 @@ LOOPBACK = HttpSpec(access="loopback", max_body_mib=len(BODY) / 2**20)
 def test_a_good_request_is_answered_with_what_the_service_says():
     ingress, _ = _ingress(LOOPBACK)
     response = _ask(ingress, "POST", BODY, "127.0.0.1")
-    scores, gradient = wire.decode_answer("hps", bytes(response.body), (2, 3, 2, 2))
+    scores, gradient = wire.decode_answer("hps", bytes(response.body))
     assert scores.tolist() == [0.0, 1.0]
     np.testing.assert_array_equal(gradient, np.ones((2, 3, 2, 2)))
+
+
+def test_who_wants_scores_alone_gets_a_short_answer():
+    ingress, _ = _ingress(LOOPBACK)
+    asked = wire.Request(np.full((2, 3, 2, 2), 0.5, np.float32), ["red", "green"], gradient=False)
+    ingress = replace(ingress, settings=HttpSpec(access="loopback"))
+    response = _ask(ingress, "POST", wire.encode_request(asked), "127.0.0.1")
+    (scores,) = wire.decode_answer("hps", bytes(response.body))
+    assert scores.tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -209,6 +218,14 @@ def _good(images: Tensor) -> tuple[int, bytes]:
     return 200, wire.encode_answer(np.arange(len(images), dtype=np.float32), images.numpy() * 2)
 
 
+def test_scores_alone_are_asked_for_over_http(server, images: Tensor):
+    url, script = server
+    script.answers = [(200, wire.encode_answer(np.arange(3, dtype=np.float32))), _good(images)]
+    assert HttpClient(url, "hps", 10.0).submit_for_scores(images, PROMPTS).result().tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(RewardFailedError, match="has the shapes"):
+        HttpClient(url, "hps", 10.0).submit_for_scores(images, PROMPTS).result()
+
+
 @pytest.mark.parametrize("trouble", [None, (503, b"dropped"), (500, b"Internal Server Error"), (408, b"timeout")])
 def test_a_request_that_nobody_answered_is_sent_again(server, images: Tensor, trouble):
     url, script = server
@@ -243,6 +260,11 @@ def test_what_the_service_says_is_raised_at_once(server, images: Tensor, kind: t
         ((404, b"Path '/reward-hps' not found."), RewardUnavailableError, "nothing is served at http://"),
         ((307, b""), RewardFailedError, "HTTP status 307"),
         ((200, b"<html>"), RewardFailedError, "the answer cannot be read"),
+        (
+            (200, wire.encode_answer(np.zeros(2, np.float32), np.zeros((2, 3, 31, 44), np.float32))),
+            RewardFailedError,
+            r"the answer to pictures of shape \(3, 3, 31, 44\) has the shapes",
+        ),
     ],
 )
 def test_a_server_of_something_else_is_an_error_at_once(server, images: Tensor, answer, kind, words: str):
@@ -298,12 +320,14 @@ def test_over_http_scores_and_gradients_are_those_of_this_process_bit_for_bit(se
     scores, gradient = client.submit(images, PROMPTS).result()
     assert torch.equal(scores, expected)
     assert torch.equal(gradient, expected_gradient)
+    assert torch.equal(client.submit_for_scores(images, PROMPTS).result(), expected)
 
     rule = Preprocess(**client.describe()["rule"])
     prepared = PreparingClient(HttpClient(url, one.name, token=TOKEN, prepared=True), rule)
     scores, gradient = prepared.submit(images, PROMPTS).result()
     assert torch.equal(scores, expected)
     assert torch.equal(gradient, expected_gradient)
+    assert torch.equal(prepared.submit_for_scores(images, PROMPTS).result(), expected)
 
 
 @pytest.mark.ray

@@ -27,7 +27,7 @@ def _with(value: float) -> np.ndarray:
 
 
 BAD = {
-    "a list of pictures": ([[0.5]], ["a", "b"], "images is a list: send a numpy array"),
+    "a list of pictures": ([[0.5]], ["a", "b"], "images is a list: send a tensor or a numpy array"),
     "double precision": (_good().astype(np.float64), ["a", "b"], "float64: send float32"),
     "8-bit pictures": (_good().astype(np.uint8), ["a", "b"], "uint8: send float32"),
     "one picture without batch axis": (_good()[0], ["a"], r"shape \(3, 4, 4\)"),

@@ -73,6 +73,7 @@ def test_served_scores_and_gradients_equal_in_process_ones_bit_for_bit(three: No
         expected, expected_gradient = InProcessClient(load(spec(kind))).submit(images, PROMPTS).result()
         assert torch.equal(scores, expected)
         assert torch.equal(gradient, expected_gradient)
+        assert torch.equal(ServeClient(kind, store=store).submit_for_scores(images, PROMPTS).result(), expected)
 
 
 @pytest.mark.ray

@@ -56,12 +56,13 @@ def _accept(body: bytes) -> Request:
     return request
 
 
+@pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("prepared", [False, True])
-def test_a_request_arrives_bit_for_bit(prepared: bool):
-    sent = Request(_images(), PROMPTS, prepared)
+def test_a_request_arrives_bit_for_bit(prepared: bool, gradient: bool):
+    sent = Request(_images(), PROMPTS, prepared, gradient)
     found = decode_request("hps", encode_request(sent), LIMITS)
     assert (found.images.tobytes(), found.images.shape) == (sent.images.tobytes(), sent.images.shape)
-    assert (found.prompts, found.prepared) == (PROMPTS, prepared)
+    assert (found.prompts, found.prepared, found.gradient) == (PROMPTS, prepared, gradient)
 
 
 def test_a_header_of_any_length_is_read_even_if_the_floats_then_lie_askew():
@@ -74,15 +75,16 @@ def test_a_header_of_any_length_is_read_even_if_the_floats_then_lie_askew():
         np.testing.assert_array_equal(found, _images())
 
 
-def test_an_answer_arrives_bit_for_bit_and_only_if_it_fits_the_request():
+def test_an_answer_arrives_bit_for_bit_or_is_an_error():
     scores, gradient = np.array([1.5, -2.0], np.float32), _images()
     body = encode_answer(scores, gradient)
-    found = decode_answer("hps", body, gradient.shape)
+    found = decode_answer("hps", body)
     assert [part.tobytes() for part in found] == [scores.tobytes(), gradient.tobytes()]
-    with pytest.raises(RewardFailedError, match=r"reward 'hps': the answer to pictures of shape \(1, 3, 5, 4\)"):
-        decode_answer("hps", body, (1, 3, 5, 4))
+    assert [part.tobytes() for part in decode_answer("hps", encode_answer(scores))] == [scores.tobytes()]
+    with pytest.raises(RewardFailedError, match="reward 'hps': the answer holds images"):
+        decode_answer("hps", GOOD)
     with pytest.raises(RewardFailedError, match="the answer cannot be read"):
-        decode_answer("hps", body[:-1], gradient.shape)
+        decode_answer("hps", body[:-1])
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,11 @@ BAD: dict[str, tuple[bytes, type[RewardError], str]] = {
         save({"images": _images()}, {"prompts": '{"a": "b"}'}),
         MalformedRequestError,
         "'prompts' is no JSON list",
+    ),
+    "a wish that is none": (
+        save({"images": _images()}, {"prompts": "[]", "gradient": "perhaps"}),
+        MalformedRequestError,
+        "metadata 'gradient' is 'perhaps': send true or false",
     ),
     "two tensors": (
         save({"images": _images(), "more": _images()}, {"prompts": "[]"}),

@@ -180,6 +180,14 @@ def test_a_fixed_scale_divides_score_and_gradient():
     assert "normalised/two" not in found.metrics
 
 
+def test_the_norm_of_each_rewards_own_gradient_is_logged_whatever_its_weight_and_scale():
+    terms = [replace(linear_reward("one", SLOPE, 3.0), scale=Scale(5.0, 4.0)), linear_reward("two", 2 * SLOPE, 0.0)]
+    metrics = collect(RewardPanel(terms), pictures()).metrics
+    norm = float(SLOPE.norm())
+    assert float(metrics["grad_norm/reward/one"]) == pytest.approx(norm)
+    assert float(metrics["grad_norm/reward/two"]) == pytest.approx(2 * norm)
+
+
 def constant_scores(scores: Sequence[Sequence[float]]) -> Callable[[Tensor, Sequence[str]], PendingReward]:
     """Return a reward with these scores, call by call, and a gradient of ones."""
     calls = iter(scores)

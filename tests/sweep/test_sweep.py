@@ -73,6 +73,21 @@ def test_a_path_or_a_value_that_the_run_does_not_have_is_refused_before_anything
         planned(write_sweep(space={"objective.distance": kinds}))
 
 
+def test_what_all_trials_share_cannot_be_varied_and_what_is_a_trials_own_can(write_sweep):
+    two = {"kind": "choice", "values": ["exact", "smooth"]}
+    said = r"space\.rewards\.services\.hps\.preprocess: all trials share one service of each reward, so that"
+    space = {"rewards.services.hps.preprocess": two}
+    with pytest.raises(ValueError, match=said):
+        planned(write_sweep(space=space))
+    with pytest.raises(ValueError, match=r"trial_overrides: .* rewards\.services\.hps\.dtype cannot differ"):
+        planned(write_sweep(trial_overrides=[*SHORT, "rewards.services.hps.dtype=bfloat16"]))
+    with pytest.raises(ValueError, match=r"space\.rewards\.backend: all trials share"):
+        planned(write_sweep(space={"rewards.backend": {"kind": "choice", "values": ["serve", "in_process"]}}))
+    assert planned(write_sweep(space=space, overrides=["rewards.backend=in_process"])).num_trials == 3
+    own = {"kind": "uniform", "low": 1, "high": 2}
+    planned(write_sweep(space={"rewards.services.pickscore.weight": own, "rewards.services.pickscore.deadline_s": own}))
+
+
 def test_a_signal_that_is_trained_on_is_refused(write_sweep):
     with pytest.raises(ValueError, match=r"the trials are trained on it; hold it out with rewards.services.pickscore"):
         planned(write_sweep(signal={"metric": "rewards/pickscore"}))

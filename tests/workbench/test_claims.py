@@ -84,6 +84,17 @@ def test_mistakes_are_named_before_anything_runs(write_claims):
     assert "studies.a.arms.x.vary = None: cannot be matched" in str(caught.value)
 
 
+def test_arms_that_would_share_rewards_in_which_they_differ_are_refused(write_claims):
+    arms = [{"name": name, "overrides": [f"rewards.services.hps.preprocess={name}"]} for name in ("exact", "smooth")]
+    study = {"name": "a", "title": "A", "arms": arms}
+    prepare(load_as(Claims, write_claims(studies=[study])))  # in process: each run has its own
+    served = ["runtime.num_workers=1", "evaluation.num_prompts=2"]
+    with pytest.raises(
+        ValueError, match=r"studies\.a\.arms\.smooth: .* rewards\.services\.hps\.preprocess cannot differ"
+    ):
+        prepare(load_as(Claims, write_claims(studies=[study], overrides=served)))
+
+
 def curves(**arms: dict[int, list[tuple[float, float]]]) -> pd.DataFrame:
     """Points (trained reward, number) of each arm and seed."""
     points = [(arm, seed, *point) for arm, seeds in arms.items() for seed, found in seeds.items() for point in found]

@@ -49,7 +49,7 @@ def test_stock_diffusers_loads_the_pipeline_and_draws_with_it(name):
 
 
 def test_the_guided_reference_knows_its_captions(family, one_thing):
-    found = evaluate(reference_sampler(family, 25, 3.0), one_thing, rewards={}, oracle=Oracle(), batch_size=40)
+    found = evaluate(reference_sampler(family, 25, 3.0), one_thing, oracle=Oracle(), batch_size=40)
     accuracy = found.metrics["caption_accuracy"].mean
     assert accuracy is not None
     assert accuracy >= 0.8  # 90 % on 160 pictures in 50 steps; these are 40 in 25
@@ -57,7 +57,7 @@ def test_the_guided_reference_knows_its_captions(family, one_thing):
 
 def test_the_initial_generator_is_worth_aligning_and_leaves_room(family):
     prompts = read_prompts(str(ROOT / RUN.evaluation.prompts))
-    found = evaluate(one_step_sampler(family, family.generator), prompts, rewards={}, oracle=Oracle(), batch_size=64)
+    found = evaluate(one_step_sampler(family, family.generator), prompts, oracle=Oracle(), batch_size=64)
     accuracy = found.metrics["caption_accuracy"].mean
     assert accuracy is not None
     assert 0.45 <= accuracy <= 0.75  # .59 on 512 pictures; these are 128

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_services.contents import local_path
+from reward_services.identity import identity
 from slingstone.checkpoints.store import open_store
 from slingstone.config import Experiment, flatten, load, to_yaml
 from slingstone.config.paths import of_sources
@@ -52,7 +54,7 @@ def refuse_other(where: str, before: Mapping[str, str], now: Mapping[str, str]) 
     differing = [
         f"{key} ({old} -> {new})"
         for key, (old, new) in both.items()
-        if of_sources(old) != of_sources(new) and not key.startswith(MAY_CHANGE)
+        if of_sources(old) != of_sources(new) and not key.startswith(MAY_CHANGE) and not key.endswith(".application")
     ]
     if differing:
         may = ", ".join(key + "*" if key.endswith(".") else key for key in MAY_CHANGE)
@@ -95,7 +97,13 @@ class RunDirectory:
         before = load(path) if path.is_file() else None
         if newest(experiment) is not None:
             if before is not None:
-                refuse_other(f"name = {experiment.name!r}: {self.directory}", flatten(before), flatten(experiment))
+                known, now = self._contents_then(), _contents(experiment)
+                both = known.keys() & now.keys()
+                refuse_other(
+                    f"name = {experiment.name!r}: {self.directory}",
+                    flatten(before) | {key: known[key] for key in both},
+                    flatten(experiment) | {key: now[key] for key in both},
+                )
             return
         if before is not None and newest(before) is not None:
             raise ValueError(
@@ -113,9 +121,24 @@ class RunDirectory:
         (self.directory / "config.yaml").write_text(to_yaml(experiment))
         (self.directory / "mlflow.json").write_text(json.dumps({"uri": redacted(uri), "run_id": run_id}))
         (self.directory / "sources.json").write_text(json.dumps(sources()))
+        (self.directory / "rewards.json").write_text(json.dumps(_contents(experiment)))
+
+    def _contents_then(self) -> dict[str, str]:
+        path = self.directory / "rewards.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def end(self, summary: dict[str, Any]) -> Path:
         """Write the summary."""
         path = self.directory / "summary.json"
         path.write_text(json.dumps(summary, indent=1))
         return path
+
+
+def _contents(experiment: Experiment) -> dict[str, str]:
+    """Return digests of the rewards' files that are here: evaluations and training so far were under these."""
+    return {
+        f"contents of rewards.services.{entry.name}.{field}": identity(entry)[field]
+        for entry in experiment.rewards.services
+        for field in ("checkpoint", "tokenizer")
+        if (text := getattr(entry, field)) is not None and local_path(text) is not None
+    }

@@ -4,7 +4,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,12 @@ from slingstone.compare.shards import LOADED, Shard, grouped_prompts, models_of
 from slingstone.config import Comparison
 from slingstone.config.comparison import Features, Model, Stock
 from slingstone.evaluation.grids import first_pictures
-from slingstone.evaluation.protocol import Evaluation, Scorer, evaluate
+from slingstone.evaluation.protocol import Evaluation, Judge, evaluate
 from slingstone.networks.features import Extractor, load_extractor
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.sampling import Sampler, one_step_sampler
 from slingstone.networks.stock_pipelines import stock_sampler
-from slingstone.worker.measure import oracle, scorer
+from slingstone.worker.measure import judge, oracle
 from slingstone.worker.rewards import clients
 
 
@@ -106,8 +106,8 @@ class Evaluator:
         return self._loaded[1]
 
     @cached_property
-    def _rewards(self) -> Mapping[str, Scorer]:
-        return {name: scorer(client) for name, client in clients(self._comparison.rewards, self._device).items()}
+    def _rewards(self) -> Judge:
+        return judge(clients(self._comparison.rewards, self._device))
 
     @cached_property
     def _extractor(self) -> Extractor:

@@ -41,8 +41,8 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     say(f"{len(comparison.models)} models, {len(shards)} shards, {len(shards) - len(left)} of them known")
     if left:
         known = sum(len(read_shard(shard).rows) for shard in shards if shard.done)
-        with rewards.running(comparison.rewards, comparison.placement):
-            _evaluate(comparison, left, known, say)
+        with rewards.running(comparison.rewards, comparison.placement, directory(comparison)) as served:
+            _evaluate(comparison.model_copy(update={"rewards": served}), left, known, say)
     features = comparison.features and comparison.features.model_dump(mode="json")
     real = directory(comparison) / "real_features" / f"{digest(by_content(features))}.pt"
     if features and not real.is_file():

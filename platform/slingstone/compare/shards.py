@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from reward_services.identity import identity
 from slingstone.compare.contents import by_content, digest
 from slingstone.config import Comparison, Models, load, paths
 from slingstone.config.comparison import AlignedRun, Model, OneStep, PromptFile, Stock
@@ -16,8 +17,6 @@ BATCHES = 4
 """Batches of a shard: what a crash loses."""
 LOADED = {"reference", "generator", "generator_timestep", "generator_input", "generator_noise_level", "decode_chunk"}
 """Fields of a models section that matter to pictures in one step."""
-JUDGED = {"name", "model", "checkpoint", "backend", "tokenizer", "preprocess", "dtype", "device"}
-"""Fields of a reward that matter to its scores."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ def model_directory(comparison: Comparison, model: Model) -> Path:
         drawn = models_of(model).model_dump(mode="json", include=LOADED)
     facts = {
         "model": by_content(drawn),
-        "rewards": [by_content(entry.model_dump(mode="json", include=JUDGED)) for entry in comparison.rewards.services],
+        "rewards": [
+            [entry.name, identity(entry), entry.device, entry.self_test_score] for entry in comparison.rewards.services
+        ],
         "features": by_content(comparison.features and comparison.features.model_dump(mode="json")),
         "sampling": [comparison.images_per_prompt, comparison.batch_size, comparison.seed],
         "measures": [comparison.oracle, comparison.diversity],

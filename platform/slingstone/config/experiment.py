@@ -157,6 +157,10 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
         message = "cannot deploy what is reached over HTTP; set it to external"
         yield Contradiction("rewards.lifecycle", "managed", message)
     yield from shared_names("rewards.services", rewards.services)
+    for entry in rewards.services:
+        if entry.application is not None and (rewards.lifecycle == "managed" or rewards.backend == "in_process"):
+            message = "names a service that runs already; leave it out, or set lifecycle: external and backend: serve"
+            yield Contradiction(f"rewards.services.{entry.name}.application", entry.application, message)
     if weight > 0 and not any(entry.weight > 0 for entry in rewards.services):
         remedy = "list a service with weight > 0 in rewards.services, or set reward_weight to 0"
         yield Contradiction("objective.reward_weight", weight, f"has no reward to weigh; {remedy}")

@@ -1,6 +1,7 @@
 """Which rewards judge the pictures, who runs them, and how they are combined."""
 
-from typing import Annotated, Literal
+from itertools import product
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -43,6 +44,14 @@ class RewardEntry(RewardSpec):
     preprocess_at: Literal["client", "service"] = "service"
     """Who resizes the pictures: `client` sends them, and gets their gradient, at the model's size; same results."""
 
+    application: Annotated[str, Field(min_length=1)] | None = None
+    """Serve application that judges for this run, if it is not `reward-<name>`; a run names those that it manages."""
+
+    @property
+    def served_as(self) -> str:
+        """Name of the Serve application; over HTTP, its route."""
+        return self.application or self.app_name
+
     @property
     def spec(self) -> RewardSpec:
         """The service alone, as it is deployed."""
@@ -53,7 +62,8 @@ class Rewards(Section):
     """Which rewards judge the pictures, and who runs them."""
 
     lifecycle: Literal["managed", "external"] = "managed"
-    """`managed` deploys the services and deletes them at the end; `external` expects them to run already."""
+    """`managed` deploys services of the run's own and deletes them at the end; `external` expects them to run already,
+    and refuses those that are other rewards."""
     backend: Literal["serve", "in_process", "http"] = "serve"
     """`in_process` loads the rewards into each trainer worker: no service and no overlap; for small models.
     `http` asks services outside this cluster, with the bearer token of the environment's REWARD_SERVICES_TOKEN."""
@@ -66,3 +76,18 @@ class Rewards(Section):
     """So many steps in a row without the same reward end the run, where `on_failure: drop`."""
     services: tuple[RewardEntry, ...] = ()
     """The rewards. Overrides reach one by its name: `rewards.services.pickscore.weight=2`."""
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Values by key in which runs must agree that ask the same services; in process each run has its own."""
+        found: dict[str, Any] = {"rewards.backend": self.backend}
+        if self.backend == "in_process":
+            return found
+        for entry, field in product(self.services, RewardSpec.model_fields.keys() - {"deadline_s"}):
+            found[f"rewards.services.{entry.name}.{field}"] = getattr(entry, field)
+        return found | {"rewards.url": self.url}
+
+    def differing(self, other: "Rewards") -> list[str]:
+        """Return the keys that keep two runs from sharing one service of each reward."""
+        mine, theirs = self.shared, other.shared
+        return sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))

@@ -67,7 +67,8 @@ def align(
     placement.check(experiment, ray.nodes())
     start, cut = time.monotonic(), cut_prompts(experiment)
     say("\n".join(told(cut)))
-    with rewards.running(experiment.rewards, experiment.placement, held_for_trainers(experiment)):
+    held = held_for_trainers(experiment)
+    with rewards.running(experiment.rewards, experiment.placement, history.directory, held) as served:
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
@@ -80,7 +81,8 @@ def align(
         try:
             history.begin(experiment, uri, tracked.run_id)
             with told_to_stop(say) as stop, open_board(say, stop) as shown:
-                config = {"assignment": Assignment(experiment, str(history.directory), uri, tracked.run_id, shown)}
+                directory = str(history.directory)
+                config = {"assignment": Assignment(experiment, directory, uri, tracked.run_id, shown, served)}
                 attempt = partial(fit, experiment, rank or _rank, config, history.directory, callbacks)
                 results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
             if not results:

@@ -1,89 +1,138 @@
-"""Has the reward services run: deploys them, or checks those of others."""
+"""Has the reward services run: deploys them under names of this run's own, or checks those of others."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from reward_services.client import ImageStore
+from reward_services.contents import digest
 from reward_services.deployment import build
+from reward_services.identity import differences
 from reward_services.protocol import RewardError
-from slingstone.config import Placement, Rewards
+from slingstone.config import Placement, RewardEntry, Rewards
+from slingstone.driver import lease
 from slingstone.driver.placement import managed
 from slingstone.worker.rewards import remote_client
+
+_OWNED = re.compile(r"reward-[a-z0-9_-]+\.(.+)")
+"""Names of managed applications; that of a reward has no dot."""
 
 
 @contextmanager
 def running(
-    rewards: Rewards, placement: Placement, starting: AbstractContextManager[None] | None = None
-) -> Iterator[None]:
+    rewards: Rewards, placement: Placement, directory: Path, starting: AbstractContextManager[None] | None = None
+) -> Iterator[Rewards]:
     """Have the services run: deployed here and deleted at the end, or checked if they are external.
 
     Args:
         rewards: which.
         placement: on which nodes.
+        directory: of whoever asks; managed services carry its name, so that no other run replaces or removes them.
         starting: entered while they are deployed and left as soon as they run.
 
+    Yields:
+        The rewards as workers find them.
+
     Raises:
-        ValueError: naming every external service that does not run, or the service that did not start.
+        ValueError: naming every external service that does not run or is another reward, or the service that did not
+            start, or that another process manages those of this directory.
     """
-    deployed = managed(rewards, placement)
+    own = f"{directory.name}-{digest(str(directory))}"
+    deployed = tuple(_owned(entry, own) for entry in managed(rewards, placement))
     if not deployed:
         if rewards.services and rewards.backend != "in_process":
             check(rewards)
-        yield
+        yield rewards
         return
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news go to its own log files
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-    targets = [serve.RunTarget(build(entry.spec), entry.app_name, None) for entry in deployed]
-    try:
+    with lease.held(own):
+        names = {entry.served_as for entry in deployed}
+        remove_abandoned(own, names)
+        targets = [serve.RunTarget(build(entry.spec), entry.served_as, None) for entry in deployed]
         try:
-            with starting or nullcontext():
-                serve.run_many(targets, wait_for_applications_running=True)
-        except RuntimeError as error:
-            raise ValueError(f"rewards.services: {_reason(rewards) or error}") from error
-        yield
-    finally:
-        for entry in deployed:
-            serve.delete(entry.app_name, _blocking=False)
+            try:
+                with starting or nullcontext():
+                    serve.run_many(targets, wait_for_applications_running=True)
+            except RuntimeError as error:
+                raise ValueError(f"rewards.services: {_reason(deployed) or error}") from error
+            services = tuple(_owned(entry, own) for entry in rewards.services)
+            yield rewards.model_copy(update={"lifecycle": "external", "services": services})
+        finally:
+            for name in names:
+                serve.delete(name, _blocking=False)
 
 
 def check(rewards: Rewards) -> None:
-    """Refuse external services that do not run.
+    """Refuse external services that do not run, or are other rewards than those of the configuration.
 
     Raises:
         ValueError: naming each.
     """
-    if rewards.backend == "http":
-        if absent := list(_unreachable(rewards)):
-            raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
-        return
-    applications, absent = serve.status().applications, []
+    over_http = rewards.backend == "http"
+    applications = {} if over_http else serve.status().applications
+    absent, others = [], []
     for entry in rewards.services:
-        status = applications[entry.app_name].status.value if entry.app_name in applications else "not deployed"
-        if status != ApplicationStatus.RUNNING.value:
-            absent.append(f"{entry.name} (application {entry.app_name!r} is {status})")
+        if not over_http:
+            found = applications.get(entry.served_as)
+            status = found.status.value if found is not None else "not deployed"
+            if status != ApplicationStatus.RUNNING.value:
+                absent.append(f"{entry.name} (application {entry.served_as!r} is {status})")
+                continue
+        try:
+            described = remote_client(rewards, entry, ImageStore()).describe()
+        except RewardError as error:
+            absent.append(str(error))
+            continue
+        others += [f"{entry.name}: {found}" for found in differences(entry.spec, described)]
+    if absent and over_http:
+        raise ValueError(f"rewards.url = {rewards.url!r}: {'; '.join(absent)}")
     if absent:
         remedy = "deploy them, or set rewards.lifecycle: managed"
         raise ValueError(f"rewards.services: external rewards do not run: {', '.join(absent)}; {remedy}")
+    if others:
+        remedy = "configure what is served, or deploy what is configured"
+        raise ValueError(f"rewards.services: other rewards are served: {'; '.join(others)}; {remedy}")
 
 
-def _unreachable(rewards: Rewards) -> Iterator[str]:
-    for entry in rewards.services:
-        try:
-            remote_client(rewards, entry, ImageStore()).describe()
-        except RewardError as error:
-            yield str(error)
+def shared(rewards: Rewards, served: Rewards) -> Rewards:
+    """Return the rewards of one of several runs as they find the services that all of them share."""
+    if served.backend == "in_process":
+        return rewards
+    names = {entry.name: entry.application for entry in served.services}
+    services = tuple(entry.model_copy(update={"application": names[entry.name]}) for entry in rewards.services)
+    return rewards.model_copy(update={"lifecycle": "external", "services": services})
 
 
-def _reason(rewards: Rewards) -> str:
+def _owned(entry: RewardEntry, owner: str) -> RewardEntry:
+    return entry.model_copy(update={"application": f"{entry.app_name}.{owner}"})
+
+
+def remove_abandoned(own: str, wanted: set[str]) -> None:
+    """Take down the services that processes have left which were killed.
+
+    Args:
+        own: owner whose services are his to take down, too.
+        wanted: names of the applications that stay.
+    """
+    for name in serve.status().applications:
+        if (found := _OWNED.fullmatch(name)) is None or name in wanted:
+            continue
+        if found[1] == own or not lease.is_held(found[1]):
+            serve.delete(name, _blocking=False)
+
+
+def _reason(deployed: tuple[RewardEntry, ...]) -> str:
     """Return what the replicas said when they did not start: the last line of each reward's own message."""
     applications = serve.status().applications
     said = []
-    for entry in rewards.services:
-        deployments = applications[entry.app_name].deployments if entry.app_name in applications else {}
+    for entry in deployed:
+        deployments = applications[entry.served_as].deployments if entry.served_as in applications else {}
         for deployment in deployments.values():
             if deployment.status != "HEALTHY" and (message := deployment.message.strip()):
                 said.append(f"{entry.name} did not start: {message.splitlines()[-1].strip()}")

@@ -17,11 +17,11 @@ from slingstone.evaluation.appearance import MEASURES
 from slingstone.evaluation.diversity import distance_named, mean_distances
 from slingstone.networks.sampling import Pictures, Sampler
 
-Scorer = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
-"""`(images, prompts) -> scores`, a number a picture."""
+Judge = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
+"""`(images, prompts) -> scores` under several names, a number a picture.
 
-Oracle = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Mapping[str, Float[Tensor, " batch"]]]
-"""`(images, prompts) -> scores` under several names; NaN where a question does not apply to a picture."""
+Of an oracle it is NaN where a question does not apply to a picture; of rewards it is always finite.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def evaluate(
     sampler: Sampler,
     prompts: Sequence[str],
     *,
-    rewards: Mapping[str, Scorer],
-    oracle: Oracle | None = None,
+    rewards: Judge = lambda images, prompts: {},
+    oracle: Judge = lambda images, prompts: {},
     images_per_prompt: int = 1,
     seed: int = 0,
     batch_size: int = 32,
@@ -131,9 +131,9 @@ def evaluate(
     digit. Another `batch_size` moves them by rounding only, since seeds belong to pictures, not to batches.
 
     Args:
-        sampler: what is evaluated. Its first batch is sampled once more beforehand, so that no start-up is timed.
+        sampler: what is evaluated. It draws one picture beforehand, so that no start-up is timed.
         prompts: what to sample.
-        rewards: by name.
+        rewards: all rewards at once, by name.
         oracle: the ground truth, where there is one.
         images_per_prompt: two or more also measure diversity.
         seed: of the whole evaluation.
@@ -165,7 +165,7 @@ def evaluate(
         ]
         batches = [made[start : start + batch_size] for start in range(0, len(made), batch_size)]
         if not rows:
-            _sample(sampler, batches[0])
+            _sample(sampler, batches[0][:1])
         images = []
         for batch in batches:
             images.append(_measure(sampler, batch, rewards, oracle))
@@ -206,17 +206,16 @@ def _sample(sampler: Sampler, batch: Sequence[Row]) -> Pictures:
 
 
 def _measure(
-    sampler: Sampler, batch: Sequence[Row], rewards: Mapping[str, Scorer], oracle: Oracle | None
+    sampler: Sampler, batch: Sequence[Row], rewards: Judge, oracle: Judge
 ) -> Float[Tensor, "batch 3 rows columns"]:
     """Return the pictures of a batch; give its rows all numbers that belong to one picture alone."""
     prompts = [row.prompt for row in batch]
     pictures = _sample(sampler, batch)
-    for name, reward in rewards.items():
-        scores = reward(pictures.images, prompts)
+    for name, scores in rewards(pictures.images, prompts).items():
         if len(scores) != len(batch) or not scores.isfinite().all():
             raise RuntimeError(f"reward {name} gave {scores.tolist()} for {len(batch)} pictures of {prompts}")
         _fill(batch, f"rewards/{name}", scores)
-    for name, scores in (oracle(pictures.images, prompts) if oracle else {}).items():
+    for name, scores in oracle(pictures.images, prompts).items():
         _fill(batch, name, scores)
     for name, measure in MEASURES.items():
         _fill(batch, name, measure(pictures.images))

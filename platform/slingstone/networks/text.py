@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from reward_services.models.tokens import check_summary, tokens_of
 from slingstone.networks.embeddings import EmbeddingStore
 from slingstone.networks.protocol import Condition
 
@@ -112,6 +113,7 @@ class SdxlTextEncoder(PromptEncoder):
         zero_null: bool,
     ) -> None:
         super().__init__()
+        check_summary(tokenizer_2, text_encoder_2.config)
         self.tokenizers = tokenizer, tokenizer_2
         self.first, self.second = text_encoder, text_encoder_2
         self.picture_side = picture_side
@@ -146,11 +148,11 @@ class PixArtTextEncoder(PromptEncoder):
 
     def compute(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return the conditions of some prompts."""
-        words = _t5_tokens(self.tokenizer, self.model, [pixart_text(prompt) for prompt in prompts], self.tokens)
-        text = self.model(words.input_ids, attention_mask=words.attention_mask)[0]
+        ids, mask = _t5_tokens(self.tokenizer, self.model, [pixart_text(prompt) for prompt in prompts], self.tokens)
+        text = self.model(ids, attention_mask=mask)[0]
         return {
             "text": text,
-            "mask": words.attention_mask,
+            "mask": mask,
             "resolution": torch.full((len(prompts), 2), float(self.picture_side), device=text.device),
             "aspect_ratio": torch.ones(len(prompts), 1, device=text.device),
         }
@@ -176,6 +178,8 @@ class Sd3TextEncoder(PromptEncoder):
         text_encoder_3: T5EncoderModel,
     ) -> None:
         super().__init__()
+        check_summary(tokenizer, text_encoder.config)
+        check_summary(tokenizer_2, text_encoder_2.config)
         self.clip_tokenizers = tokenizer, tokenizer_2
         self.first, self.second = text_encoder, text_encoder_2
         self.t5_tokenizer = tokenizer_3
@@ -186,7 +190,7 @@ class Sd3TextEncoder(PromptEncoder):
         """Return the conditions of some prompts."""
         text, (first, second) = _clip_pair(self.clip_tokenizers, (self.first, self.second), prompts)
         # Without a mask: that is how the networks were trained.
-        long = self.t5(_t5_tokens(self.t5_tokenizer, self.t5, prompts, self.t5_tokens).input_ids)[0]
+        long = self.t5(_t5_tokens(self.t5_tokenizer, self.t5, prompts, self.t5_tokens)[0])[0]
         filled = torch.nn.functional.pad(text, (0, long.shape[-1] - text.shape[-1]))
         return {
             "text": torch.cat([filled, long], dim=1),
@@ -209,8 +213,7 @@ def _clip_tokens(
 ) -> Tensor:
     """Return the token ids [batch, token] of prompts, padded or cut to what the model takes, on the model's device."""
     length = clip_length(tokenizer, model.config.max_position_embeddings)
-    words = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return words.input_ids.to(model.device, non_blocking=True)
+    return tokens_of(tokenizer, prompts, length)[0].to(model.device, non_blocking=True)
 
 
 def _clip_pair(
@@ -226,7 +229,9 @@ def _clip_pair(
     return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs
 
 
-def _t5_tokens(tokenizer: T5Tokenizer, model: T5EncoderModel, prompts: Sequence[str], length: int) -> Any:
+def _t5_tokens(
+    tokenizer: T5Tokenizer, model: T5EncoderModel, prompts: Sequence[str], length: int
+) -> tuple[Tensor, Tensor]:
     """Return the token ids and the mask of prompts, padded or cut to a length, on the model's device."""
-    words = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return words.to(model.device, non_blocking=True)
+    ids, mask = tokens_of(tokenizer, prompts, length)
+    return ids.to(model.device, non_blocking=True), mask.to(model.device, non_blocking=True)

@@ -61,7 +61,8 @@ def _cut(window: Any, prompts: Sequence[str]) -> dict[str, Any]:
         texts = [text for text in cleaned if not text.isascii() or len(text) + SPECIAL > window.tokens]
         if not texts:
             continue
-        cut += sum(len(row) > window.tokens for row in window.tokenizer(texts, verbose=False)["input_ids"])
+        rows = window.tokenizer(texts, verbose=False, split_special_tokens=True)["input_ids"]
+        cut += sum(len(row) > window.tokens for row in rows)
     return {"cut": cut, "prompts": len(prompts), "tokens": window.tokens}
 
 

@@ -66,7 +66,7 @@ class Judged:
     Attributes:
         gradient: d r_i / d image_i; None if there is no reward with a weight left.
         finite: samples whose sum and gradient are finite.
-        metrics: means over the samples that were kept.
+        metrics: means over the samples that were kept: score, norm of the picture's gradient, scaled score.
     """
 
     gradient: Float[Tensor, "batch 3 rows columns"] | None
@@ -132,10 +132,11 @@ class RewardPanel:
         found = self._agreed(self._await(pending))
         scales = self._scales(found, finite)
         metrics: dict[str, Tensor | float] = {}
-        for term, (score, _) in found:
+        for term, (score, gradient) in found:
             score, scale = score.to(finite.device), scales[term.name]
-            kept = finite & score.isfinite()
+            kept, norm = finite & score.isfinite(), gradient.flatten(1).norm(dim=1).to(finite.device)
             metrics[f"reward/{term.name}"] = kept_mean(score, kept)
+            metrics[f"grad_norm/reward/{term.name}"] = kept_mean(norm, kept & norm.isfinite())
             if term.scale != Scale():
                 metrics[f"normalised/{term.name}"] = kept_mean((score - scale.mean) / scale.std, kept)
         if self.tolerance.errors:

@@ -55,10 +55,11 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
     held = held_for_trainers(experiment, concurrent * experiment.runtime.num_workers)
     with (
         tracking.parent_run("sweep", experiment, prepared.sweep, directory) as parent,
-        rewards.running(experiment.rewards, experiment.placement, held),
+        rewards.running(experiment.rewards, experiment.placement, directory, held) as served,
     ):
         with open_board(say) as board:
-            trial = ray.tune.with_parameters(run_trial, prepared=prepared, parent=parent.run_id, board=board)
+            known = {"prepared": prepared, "served": served, "parent": parent.run_id, "board": board}
+            trial = ray.tune.with_parameters(run_trial, **known)
             _tune(prepared, trial, concurrent)
         summary = results.collect(prepared, parent) | {"seconds": round(time.monotonic() - start, 1)}
         finished.write_text(json.dumps(summary, indent=1))

@@ -7,7 +7,8 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from slingstone.driver import launch
+from slingstone.config import Rewards
+from slingstone.driver import launch, rewards
 from slingstone.evaluation.table import numbers
 from slingstone.sweep.table import as_cell
 from slingstone.sweep.trials import PreparedSweep
@@ -25,7 +26,7 @@ class EvaluationsToTune(ray.train.UserCallback):
             self._tune.after_report(run_context, metrics, checkpoint)
 
 
-def run_trial(values: dict[str, Any], prepared: PreparedSweep, parent: str, board: Any) -> None:
+def run_trial(values: dict[str, Any], prepared: PreparedSweep, served: Rewards, parent: str, board: Any) -> None:
     """Align with these values of the sweep's paths, in a process that Tune started.
 
     A trial holds no CPU of its own, since its Train workers reserve theirs outside of Tune's placement group; the
@@ -34,6 +35,7 @@ def run_trial(values: dict[str, Any], prepared: PreparedSweep, parent: str, boar
     Args:
         values: by dotted path.
         prepared: the sweep.
+        served: the rewards that all trials share.
         parent: id of its MLflow run.
         board: handle of the actor that shows lines to the user.
     """
@@ -46,7 +48,9 @@ def run_trial(values: dict[str, Any], prepared: PreparedSweep, parent: str, boar
     say("  ".join(f"{path} {as_cell(value)}" for path, value in values.items()))
     try:
         # Without its own lines: a progress bar a trial would drown the rest.
-        summary = launch.align(prepared.trial(name, values), lambda line: None, parent, [EvaluationsToTune()])
+        experiment = prepared.trial(name, values)
+        experiment = experiment.model_copy(update={"rewards": rewards.shared(experiment.rewards, served)})
+        summary = launch.align(experiment, lambda line: None, parent, [EvaluationsToTune()])
     except Exception as error:
         reason = " ".join(str(error).split("\n  traceback:")[0].split()) or type(error).__name__
         path = prepared.reason_file(trial)

@@ -103,7 +103,9 @@ def prepare(sweep: Sweep) -> PreparedSweep:
     for values in _corners(sweep):
         own = [*assignments(values), *sweep.trial_overrides, f"storage={sweep.storage}"]
         trial = load(source, [*sweep.overrides, *own])
-        _check(sweep, preflight.prepare(trial))
+        prepared = preflight.prepare(trial)
+        _share_rewards(sweep, experiment, prepared)
+        _check(sweep, prepared)
     return PreparedSweep(sweep, experiment, as_given, Path.cwd())
 
 
@@ -125,6 +127,17 @@ def _corners(sweep: Sweep) -> Iterator[dict[str, Any]]:
     }
     for number in range(max(map(len, ends.values()))):
         yield {path: values[number % len(values)] for path, values in ends.items()}
+
+
+def _share_rewards(sweep: Sweep, experiment: Experiment, trial: Experiment) -> None:
+    """Refuse to vary what all trials share: each would be told another value, and get the same scores."""
+    for key in experiment.rewards.differing(trial.rewards):
+        path = next((path for path in sweep.space if f"{key}.".startswith(f"{path}.")), None)
+        field = "trial_overrides" if path is None else f"space.{path}"
+        raise ValueError(
+            f"{field}: all trials share one service of each reward, so that {key} cannot differ; run a sweep for each "
+            "value, or give every trial its own rewards with rewards.backend=in_process in overrides"
+        )
 
 
 def _check(sweep: Sweep, trial: Experiment) -> None:

@@ -77,7 +77,7 @@ def assemble(assignment: Assignment, rank: int, world: int, device: torch.device
         build_engine(part, optimizer, runtime, training.max_grad_norm)
         for part, optimizer in zip(parts, optimizers, strict=True)
     )
-    judges = clients(experiment.rewards, device)
+    judges = clients(assignment.served or experiment.rewards, device)
     prompts = PromptSampler(texts, training.batch_size, rank, world, experiment.seed)
     trainer = Trainer(
         family=replace(family, decoder=decoder, text_encoder=encoder),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from slingstone.config import Experiment
+from slingstone.config import Experiment, Rewards
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Assignment:
         experiment: its paths are absolute.
         directory: where the run writes; all nodes see it.
         board: handle of the actor that shows lines to the user.
+        served: the rewards as they are served for this run; by default as they are configured.
     """
 
     experiment: Experiment
@@ -21,3 +22,4 @@ class Assignment:
     mlflow_uri: str
     mlflow_run_id: str
     board: Any
+    served: Rewards | None = None

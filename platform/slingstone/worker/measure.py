@@ -1,7 +1,7 @@
 """Evaluations inside the Train workers: split over the ranks, the same code during and after training."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reward_services.protocol import RewardClient
 from slingstone.config import Evaluation
 from slingstone.evaluation.grids import first_pictures, prompt_grid
-from slingstone.evaluation.protocol import Oracle, Scorer, evaluate, merge
+from slingstone.evaluation.protocol import Judge, evaluate, merge
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.sampling import Sampler, one_step_sampler, reference_sampler
 from slingstone.prompts.files import read_prompts
@@ -100,7 +100,7 @@ class Measure:
         shard = evaluate(
             sampler,
             prompts,
-            rewards={name: scorer(client) for name, client in self.clients.items()},
+            rewards=judge(self.clients),
             oracle=oracle(settings.oracle),
             images_per_prompt=settings.images_per_prompt,
             seed=settings.seed,
@@ -124,15 +124,20 @@ def kept_pictures(run_directory: Path, label: str) -> Tensor | None:
     return torch.load(path, weights_only=True).float() / 255 if path.is_file() else None
 
 
-def oracle(name: str | None) -> Oracle | None:
-    """Return the ground truth that the configuration names."""
+def oracle(name: str | None) -> Judge:
+    """Return the ground truth that the configuration names; without a name it says nothing."""
     if name is None:
-        return None
+        return lambda images, prompts: {}
     from slingstone.world.oracle import Oracle as Scenes
 
     return Scenes()
 
 
-def scorer(client: RewardClient) -> Scorer:
-    """Return the scores of a reward as a function that waits for them."""
-    return lambda images, prompts: client.submit(images, prompts).result()[0]
+def judge(clients: Mapping[str, RewardClient]) -> Judge:
+    """Return the scores of all rewards, which are at work at the same time, as a function that waits for them."""
+
+    def scores(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        pending = {name: client.submit_for_scores(images, prompts) for name, client in clients.items()}
+        return {name: found.result() for name, found in pending.items()}
+
+    return scores

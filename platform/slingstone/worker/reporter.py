@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from reward_services.identity import identity
 from slingstone.config import Experiment
 from slingstone.evaluation.table import numbers
 from slingstone.export.model_card import Provenance, model_card
@@ -148,6 +149,6 @@ class Reporter:
 
 def digest(experiment: Experiment) -> str:
     """Return what is equal for runs whose evaluations may be compared: prompts, seeds, rewards and their judges."""
-    judges = [entry.model_dump(include={"name", "model", "checkpoint"}) for entry in experiment.rewards.services]
+    judges = {entry.name: identity(entry) for entry in experiment.rewards.services}
     settings = experiment.evaluation.model_dump(exclude={"reference", "grid_prompts"})
     return hashlib.sha256(json.dumps([settings, judges], sort_keys=True).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from reward_services import models
+from reward_services import models, self_test
 from reward_services.client import ImageStore, InProcessClient, ServeClient
 from reward_services.http_client import HttpClient
 from reward_services.prepared import PreparingClient
@@ -22,6 +22,7 @@ def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient
     """Return a client for each reward, in the order of the configuration.
 
     Raises:
+        RewardFailedError: a reward in this process does not judge its test pictures as a reward should.
         ValueError: a client is to prepare pictures for a service that does not tell how.
     """
     store = ImageStore()
@@ -29,7 +30,9 @@ def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient
     def client(entry: RewardEntry) -> RewardClient:
         if rewards.backend == "in_process":
             local = entry.spec.model_copy(update={"device": str(device)})
-            return InProcessClient(models.load(local), entry.name)
+            model = models.load(local)
+            self_test.start(local, model)
+            return InProcessClient(model, entry.name)
         plain = remote_client(rewards, entry, store)
         if entry.preprocess_at == "service":
             return plain
@@ -72,6 +75,7 @@ def remote_client(
     """Return a client of a service, of this cluster or behind the proxy; `prepared` sends what is resized already."""
     if rewards.backend == "http":
         assert rewards.url is not None
-        return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared)
+        return HttpClient(rewards.url, entry.name, entry.deadline_s, prepared=prepared, application=entry.served_as)
     # Prepared inputs are each reward's own, so there is no copy to share.
-    return ServeClient(entry.name, entry.deadline_s, ImageStore() if prepared else store, prepared=prepared)
+    own = ImageStore() if prepared else store
+    return ServeClient(entry.name, entry.deadline_s, own, prepared=prepared, application=entry.served_as)

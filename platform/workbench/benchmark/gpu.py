@@ -192,7 +192,10 @@ def prompts_s(configs: Sequence[Mapping[str, Any]], device: torch.device, prompt
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "platform/slingstone/world/scenes/reference/tokenizer")
     tokenizer.model_max_length = 77
     first, second = (
-        CLIPTextConfig(**config, projection_dim=config["hidden_size"], vocab_size=49408) for config in configs
+        CLIPTextConfig(
+            **config, projection_dim=config["hidden_size"], vocab_size=49408, eos_token_id=tokenizer.eos_token_id
+        )
+        for config in configs
     )
     with torch.device(device):
         models = CLIPTextModel(first).eval(), CLIPTextModelWithProjection(second).eval()

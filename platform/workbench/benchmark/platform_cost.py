@@ -105,14 +105,14 @@ def _check(experiment: Experiment, rounds: int, steps: int) -> None:
 
 
 def _measure(experiment: Experiment, directory: Path, plan: Plan, say: Callable[[str], None]) -> dict[str, list[Block]]:
-    with rewards.running(experiment.rewards, experiment.placement):
+    with rewards.running(experiment.rewards, experiment.placement, directory) as served:
         uri = tracking.tracking_uri(experiment)
         tracked = tracking.open_run(experiment, uri, directory)
         status = "FAILED"
         try:
             # The job's progress bar is paid for, but says nothing here.
             with open_board(lambda line: None if line.startswith("[") else say(line)) as board:
-                assignment = Assignment(experiment, str(directory), uri, tracked.run_id, board)
+                assignment = Assignment(experiment, str(directory), uri, tracked.run_id, board, served)
                 blocks = launch.fit(experiment, _rank, {"assignment": assignment, "plan": plan}, directory)
             status = "FINISHED"
         finally:

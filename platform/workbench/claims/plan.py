@@ -147,6 +147,7 @@ def prepare(claims: Claims) -> Plan:
                 if name not in runs:
                     runs[name] = preflight.prepare(experiment.model_copy(update={"name": name}))
                     _check_metrics(claims, runs[name])
+                    _share_rewards(f"studies.{study.name}.arms.{arm.name}", next(iter(runs.values())), runs[name])
                 cells.append(Cell(study.name, arm.name, varied, seed, name))
     return Plan(claims, tuple(cells), runs)
 
@@ -155,6 +156,14 @@ def _digest(experiment: Experiment) -> str:
     """Return what is the same for runs that compute the same; names and places do not count."""
     told = {key: value for key, value in flatten(experiment).items() if key not in ("name", "storage")}
     return digest(told)
+
+
+def _share_rewards(field: str, first: Experiment, run: Experiment) -> None:
+    for key in first.rewards.differing(run.rewards):
+        raise ValueError(
+            f"{field}: all runs share one service of each reward, so that {key} cannot differ; make claims of their own"
+            " for each value, or give every run its own rewards with rewards.backend=in_process in overrides"
+        )
 
 
 def _check_metrics(claims: Claims, experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from slingstone import tracking
-from slingstone.config import Experiment, to_yaml
+from slingstone.config import Experiment, Rewards, to_yaml
 from slingstone.driver import cluster, launch, placement, rewards
 from slingstone.worker.progress import duration
 from workbench.claims import charts, document, results
@@ -36,9 +36,9 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
             cluster.connect(first.runtime.threads_per_worker)
         with (
             tracking.parent_run("claims", first, plan.claims, plan.directory) as parent,
-            rewards.running(first.rewards, first.placement),
+            rewards.running(first.rewards, first.placement, plan.directory) as served,
         ):
-            _work(plan, left, parent.run_id, command, failed, say)
+            _work(plan, left, served, parent.run_id, command, failed, say)
     path = write(plan, command, failed)
     say(f"\ndocument  {path}")
     if failed:
@@ -59,7 +59,13 @@ def write(plan: Plan, command: str, failed: dict[str, str]) -> Path:
 
 
 def _work(
-    plan: Plan, left: list[str], parent: str, command: str, failed: dict[str, str], say: Callable[[str], None]
+    plan: Plan,
+    left: list[str],
+    served: Rewards,
+    parent: str,
+    command: str,
+    failed: dict[str, str],
+    say: Callable[[str], None],
 ) -> None:
     """Keep as many runs going as the cluster holds; what fails is noted, and the others go on."""
     task = ray.remote(num_cpus=0, memory=DRIVER_MEMORY, max_retries=0)(_run)
@@ -68,7 +74,7 @@ def _work(
         for done in range(1, len(left) + 1):
             while waiting and len(busy) < concurrent:
                 name = waiting.pop(0)
-                busy[task.remote(plan.runs[name], parent)] = name
+                busy[task.remote(plan.runs[name], served, parent)] = name
             (finished,), _ = ray.wait(list(busy), num_returns=1)
             name = busy.pop(finished)
             try:
@@ -99,7 +105,7 @@ def _concurrency(plan: Plan, left: list[str]) -> int:
     return min(held, plan.claims.max_concurrent or held, len(left))
 
 
-def _run(experiment: Experiment, parent: str) -> None:
+def _run(experiment: Experiment, served: Rewards, parent: str) -> None:
     """Align, in a process of its own; the rewards were started before, if they are services."""
-    external = experiment.rewards.model_copy(update={"lifecycle": "external"})
-    launch.align(experiment.model_copy(update={"rewards": external}), lambda line: None, parent)
+    shared = rewards.shared(experiment.rewards, served)
+    launch.align(experiment.model_copy(update={"rewards": shared}), lambda line: None, parent)
