@@ -33,7 +33,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align reward sweep evaluate arena claims world mlflow stop test coverage test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu parity clean
+.PHONY: help setup align reward sweep evaluate arena claims world mlflow stop test coverage test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu profile parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
@@ -115,6 +115,9 @@ bench-rewards: $(STAMP) ## measure what asking a reward service costs beside com
 
 bench-gpu: $(STAMP) ## on a GPU: measure steps at SD1.5's and SDXL's size into docs/benchmarks.md
 	@$(BIN)/python jobs/bench_gpu.py --write docs/benchmarks.md $(ARGS)
+
+profile: $(STAMP) ## write a torch.profiler trace of three steps of a run under outputs/profile/
+	@$(BIN)/python jobs/trace_steps.py $(CONFIG) storage=$(STORAGE) $(ARGS)
 
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)

@@ -13,26 +13,26 @@ HEADING = "## Time and memory at published sizes: GPU"
 def main() -> int:
     """Measure on the GPU, print the tables and write them into a page if asked."""
     parser = argparse.ArgumentParser(description="Seconds and peak GiB of a step on random weights, in one process.")
-    parser.add_argument("--batch", type=int, default=1, help="pictures of a step")
+    parser.add_argument("--minutes", type=float, default=7.0, help="steps that begin later are left out")
     parser.add_argument("--write", type=Path, help=f"a page whose part {HEADING!r} is written again")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: whether it runs at all")
     given = parser.parse_args()
 
     import torch  # takes seconds
 
-    from workbench.benchmark import gpu
+    from workbench.benchmark import gpu, rival
     from workbench.benchmark.architecture import sdxl_like
 
     if not given.tiny and not torch.cuda.is_available():
         print("error: no GPU that torch can use; --tiny runs the same on the CPU with tiny networks", file=sys.stderr)
         return 1
     device = torch.device("cpu" if given.tiny else "cuda")
-    models = {"a tiny model": sdxl_like(side=8, width=32, depth=1)} if given.tiny else gpu.MODELS
-    repeats = 1 if given.tiny else gpu.REPEATS
-    found = {name: gpu.steps(architecture, given.batch, device, repeats) for name, architecture in models.items()}
-    name, largest = list(models.items())[-1]
-    race = gpu.race(name, largest, gpu.TINY if given.tiny else gpu.FLUX, device)
-    text = gpu.report(device, found, given.batch, race, " ".join(["python jobs/bench_gpu.py", *sys.argv[1:]]))
+    models, cases, against, text = gpu.MODELS, gpu.CASES, rival.FLUX, (gpu.CLIP_L, gpu.CLIP_G)
+    if given.tiny:
+        models, against, text = {"a tiny model": sdxl_like(side=8, width=32, depth=1)}, rival.TINY, (gpu.TINY_TEXT,) * 2
+        cases = [gpu.Case("a tiny model", way, 2) for way in gpu.REHEARSED]
+    found = gpu.measure(models, cases, against, text, device, given.minutes, lambda line: print(line, flush=True))
+    text = gpu.report(device, found, " ".join(["python jobs/bench_gpu.py", *sys.argv[1:]]))
     print(text)
     if given.write:
         given.write.write_text(replaced(given.write.read_text(), text))

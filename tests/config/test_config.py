@@ -147,6 +147,7 @@ def test_a_section_without_its_kind_is_told_so():
             "rewards.lifecycle = 'managed': cannot deploy what is reached over HTTP; set it to external",
         ),
         (["models.lora={rank: 4}", "runtime.zero_stage=3"], "runtime.zero_stage = 3: would shard only the adapters"),
+        (["runtime.compile=blocks", "runtime.zero_stage=3"], "runtime.compile = 'blocks': would compile blocks whose"),
         (["runtime.engine=torch", "runtime.offload=cpu"], "runtime.offload = 'cpu': needs sharded optimizer states"),
     ],
 )

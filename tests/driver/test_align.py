@@ -68,6 +68,9 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     assert history(found.info.run_id, uri, "dropped/pickscore")[-1] == (32, 0.0)
     assert "reward/hps" not in found.data.metrics, "a held-out reward is not asked for in training"
 
+    assert {f"seconds/{stage}" for stage in ("text", "divergence", "reward_wait", "step")} <= found.data.metrics.keys()
+    assert {"images_per_second", "mfu", "memory/peak_gib"} <= found.data.metrics.keys()
+
     artifacts = Path(found.info.artifact_uri.removeprefix("file://"))
     assert tmp_path in artifacts.parents, "artifacts lie under storage, not in some working directory"
     for name in ("summary.json", "config.yaml", "pipeline/model_index.json", "pictures/grid_000000016.png"):
@@ -83,6 +86,8 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     text = "\n".join(said)
     assert "32/32 images" in text
     assert "reward pickscore" in text
+    assert len(summary["largest_stages"]) == 2
+    assert f"most of a training step's time: {next(iter(summary['largest_stages']))} " in text
     assert said.count("no prompt is cut") == 2, "at the start and below the table"
     assert summary["cut_prompts"]["evaluation"]["reward hps"]["cut"] == 0
     assert "mlflow ui --backend-store-uri" in text

@@ -1,5 +1,6 @@
 """What a run ships is what its table measured: exports scored again under diffusers' own code, for every engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,17 @@ ENGINES = {
 
 def rewards_of(pipeline: str | Path, run: Experiment) -> dict[str, float]:
     """Return the mean rewards of a pipeline's pictures of the run's held-out prompts, drawn by diffusers alone."""
+    judges = {entry.name: models.load(entry.spec) for entry in run.rewards.services}
 
-    def scores(entry: Any) -> Any:
-        model = models.load(entry.spec)
-        return lambda images, prompts: torch.no_grad()(model.score)(images, prompts)
+    @torch.no_grad()
+    def scores(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {name: model.score(images, prompts) for name, model in judges.items()}
 
-    judges = {entry.name: scores(entry) for entry in run.rewards.services}
     prompts = read_prompts(run.evaluation.prompts)[: run.evaluation.num_prompts]
     return evaluate(
         stock_sampler(str(pipeline), 1, 0.0),
         prompts,
-        rewards=judges,
+        rewards=scores,
         images_per_prompt=run.evaluation.images_per_prompt,
         seed=run.evaluation.seed,
         batch_size=run.evaluation.batch_size,

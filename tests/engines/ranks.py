@@ -30,8 +30,14 @@ def engines(runtime: Runtime) -> tuple[ShardedEngine, ShardedEngine]:
     return build_engine(network(1), ADAM, runtime, CLIP), build_engine(network(2), ADAM, runtime, CLIP)
 
 
-def alternate(generator: ShardedEngine, assistant: ShardedEngine, steps: Sequence[int]) -> list[list[float]]:
-    """Train both in turns, the generator through the frozen assistant; return [losses and norms] of each step."""
+def alternate(
+    generator: ShardedEngine, assistant: ShardedEngine, steps: Sequence[int], rows: int = GLOBAL_BATCH
+) -> list[list[float]]:
+    """Train both in turns, the generator through the frozen assistant, on so many rows of the batch at a time.
+
+    Returns:
+        [losses and norms] of each step.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = slice(rank * GLOBAL_BATCH // world, (rank + 1) * GLOBAL_BATCH // world)
     dtype = next(generator.module.parameters()).dtype
@@ -45,19 +51,25 @@ def alternate(generator: ShardedEngine, assistant: ShardedEngine, steps: Sequenc
         with torch.no_grad():
             x0 = generator.module(draw(4 * step))
         noise = draw(4 * step + 1)
-        assistant_loss = (assistant(x0 + noise) - noise).float().square().sum(1).mean()
-        assistant.backward(assistant_loss)
+        assistant_loss = torch.zeros(())
+        for x, eps in zip(x0.split(rows), noise.split(rows), strict=True):
+            loss = (assistant(x + eps) - eps).float().square().sum() / len(x0)
+            assistant.backward(loss)
+            assistant_loss = assistant_loss + loss.detach()
         assistant_norm = assistant.step()
 
-        x0 = generator(draw(4 * step + 2))
-        leaf = x0.detach().requires_grad_()
-        assistant.module.requires_grad_(False)
-        generator_loss = (assistant.module(leaf) - leaf.flip(1)).float().square().sum(1).mean()
-        (gradient,) = torch.autograd.grad(generator_loss, leaf)
-        assistant.module.requires_grad_(True)
-        generator.backward((x0 * gradient).sum())
+        generator_loss = torch.zeros(())
+        for z in draw(4 * step + 2).split(rows):
+            x0 = generator(z)
+            leaf = x0.detach().requires_grad_()
+            assistant.module.requires_grad_(False)
+            loss = (assistant.module(leaf) - leaf.flip(1)).float().square().sum() / (GLOBAL_BATCH // world)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            assistant.module.requires_grad_(True)
+            generator.backward((x0 * gradient).sum())
+            generator_loss = generator_loss + loss.detach()
         norm = generator.step()
-        losses = torch.stack([assistant_loss.detach(), generator_loss.detach()])
+        losses = torch.stack([assistant_loss, generator_loss])
         dist.all_reduce(losses)
         history.append([*(losses / world).tolist(), assistant_norm, norm])
     return history
@@ -103,6 +115,8 @@ def _measure(directory: Path, runtime: Runtime) -> dict[str, object]:
         "losses": losses,
         "saved": all(torch.equal(found[name], weight) for found in saved for name, weight in held.items()),
         "resumed": resumed_losses,
+        "by_two": alternate(*engines(runtime), range(3), rows=2),
+        "by_one": alternate(*engines(runtime), range(3), rows=1),
         "weights": whole(generator.module, generator.masters()),
         "average_bytes": sum(values.nbytes for _, values in average.fragments.values()),
         "missed": missed(runtime, 40),

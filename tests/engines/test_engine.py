@@ -67,6 +67,19 @@ def test_bf16_engines_agree_to_bf16_rounding(two_ranks, label):
     )
 
 
+@pytest.mark.parametrize("parts", ["by_two", "by_one"])
+@pytest.mark.parametrize("label", RUNTIMES)
+def test_micro_batches_add_up_to_the_whole_batch(two_ranks, label, parts):
+    # Four pictures a rank at once, two twice or one four times: sums in another order, and in bf16 roundings of each.
+    tolerance = 3e-2 if label.startswith("bf16") else 1e-5
+    torch.testing.assert_close(
+        torch.tensor(two_ranks[label][parts]),
+        torch.tensor(two_ranks[label]["losses"][:3]),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
 @pytest.mark.parametrize("label", RUNTIMES)
 def test_a_restored_engine_continues_bit_by_bit(two_ranks, label):
     assert two_ranks[label]["resumed"] == two_ranks[label]["losses"][3:]

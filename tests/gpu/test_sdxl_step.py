@@ -59,7 +59,7 @@ def step(place: Place, name: str, architecture) -> tuple[float, dict[str, float]
     variant = VARIANTS[name]
     runtime = Runtime(engine="torch", num_workers=1, precision="bf16", use_gpu=place.real)
     with place.peak(f"{name}, networks and engines made") as made:
-        family = random_family(architecture, variant, place.device, BF16)
+        family = random_family(architecture, variant, place.device)
         trainer = trainer_of(family, variant.gradient, 1, runtime)
     with place.peak(f"{name}, first step") as first:
         metrics = trainer.step()

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from slingstone.networks.adapters import Adapter, merged, sharing_copy, trained_part
+from slingstone.networks.adapters import (
+    Adapter,
+    TrainedPart,
+    cast_frozen,
+    merged,
+    sharing_copy,
+    trained_part,
+)
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.protocol import ModelFamily
 from slingstone.networks.sampling import noise_of_seeds
@@ -88,6 +95,58 @@ def test_merged_weights_give_the_adapted_output_and_leave_the_base_alone(family:
         torch.testing.assert_close(alone(z, condition), generator(z, condition), rtol=0, atol=1e-4)
     for name, weight in family.reference.state_dict().items():
         assert torch.equal(weight, before[name])
+
+
+def test_passes_that_train_nothing_go_through_one_merged_copy_that_follows_the_adapter(family: ModelFamily) -> None:
+    family = copy.deepcopy(family)
+    part = trained_part(family.assistant, merge=True)
+    z, condition = noise_of_seeds([1, 2], family.latent_shape), family.text_encoder.encode(PROMPTS)
+    t, calls = torch.tensor([100, 900]), []
+    family.assistant.register_forward_hook(lambda *_: calls.append("adapted"))
+
+    def frozen_pass() -> list[Tensor]:
+        part.requires_grad_(False)
+        leaf = z.clone().requires_grad_()
+        output = part(leaf, t, condition)
+        part.requires_grad_(True)
+        return [output.detach(), *torch.autograd.grad(output.square().sum(), leaf)]
+
+    for _ in range(2):
+        found = frozen_pass()
+        assert not calls
+        part(z, t, condition)
+        assert calls == ["adapted"], "what trains meets the adapter"
+        expected = family.assistant(leaf := z.clone().requires_grad_(), t, condition)
+        expected = [expected.detach(), *torch.autograd.grad(expected.square().sum(), leaf)]
+        # (W + s B A) x against W x + s B (A x): another order of sums.
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        shaken(part)  # a step
+        calls.clear()
+    saved = {name: torch.zeros_like(weight) for name, weight in part.state_dict().items()}
+    moved = frozen_pass()
+    part.load_state_dict(saved)
+    assert not torch.equal(frozen_pass()[0], moved[0]), "what was loaded is what is run"
+    torch.testing.assert_close(frozen_pass()[0], family.reference(z, t, condition).detach(), rtol=0, atol=1e-4)
+
+
+def test_a_merged_copy_in_bf16_rounds_the_sum_and_not_its_parts(family: ModelFamily) -> None:
+    family = copy.deepcopy(family)
+    exact = shaken(family.assistant)
+    alone = sharing_copy(exact)
+    alone.network = merged(exact.network)
+    part = trained_part(exact, merge=True)
+    for module in (family.reference, exact):
+        cast_frozen(module, torch.bfloat16)
+    part(
+        *(arguments := (noise_of_seeds([1, 2], family.latent_shape), torch.tensor([100, 900]))),
+        family.text_encoder.encode(PROMPTS),
+    )
+    with torch.no_grad():
+        part(*arguments, family.text_encoder.encode(PROMPTS))
+    assert isinstance(part, TrainedPart)
+    run = part.networks()[1].state_dict()
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(run[name], weight.to(torch.bfloat16)), name
 
 
 def test_checkpointed_activations_recompute_with_the_adapter_of_their_own_forward_pass(family: ModelFamily) -> None:

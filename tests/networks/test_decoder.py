@@ -76,6 +76,20 @@ def test_rewards_may_see_pictures_of_a_tiny_autoencoder_in_bf16(family: ModelFam
     assert reward_decoder(family.decoder, None, torch.float32) is family.decoder
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoder_whose_graph_is_kept_recomputes_nothing(family: ModelFamily, dtype: torch.dtype) -> None:
+    family.decoder.vae.enable_gradient_checkpointing()
+    passes = {}
+    for checkpointed in (True, False):
+        decoder = reward_decoder(family.decoder, None, dtype, gradient_checkpointing=checkpointed)
+        calls = []
+        hook = decoder.vae.decoder.mid_block.resnets[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        decoder.decode(latents(2).requires_grad_()).sum().backward()
+        hook.remove()
+        passes[checkpointed] = len(calls)
+    assert passes == {True: 2, False: 1}
+
+
 def test_a_tiny_autoencoder_of_another_family_is_refused(family: ModelFamily, tmp_path: Path) -> None:
     tiny_autoencoder(4).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="latents of 4 channels, the reference's have 8"):

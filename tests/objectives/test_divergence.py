@@ -60,6 +60,26 @@ def test_the_recomputed_gradient_is_the_direct_one(toy, networks, batch, distanc
     torch.testing.assert_close(second.loss, first.loss, **EXACT)
 
 
+@pytest.mark.parametrize("gradient", ["direct", "recomputed"])
+@pytest.mark.parametrize("flow", ["full", "detach_distance", "detach_networks"])
+@pytest.mark.parametrize("kind", ["inner", "outer"])
+def test_one_pass_for_both_conditions_gives_what_two_give(toy, networks, batch, kind, flow, gradient):
+    calls: Counter[str] = Counter()
+
+    def joint(x_t: Tensor, t: Tensor) -> Tensor:
+        calls["joint"] += 1
+        return torch.cat([networks.conditional(x_t, t), networks.unconditional(x_t, t)])
+
+    divergence = Divergence(PseudoHuber(constant=0.2), Guidance(kind, 1.5), "one", flow, gradient)
+    expected = divergence_gradient(networks, toy.schedule, *batch, divergence)
+    found = divergence_gradient(replace(networks, joint=joint), toy.schedule, *batch, divergence)
+    torch.testing.assert_close(found, expected, **EXACT)
+    # With outer guidance one of the two is differentiated and the other is not: they stay apart.
+    together = kind == "inner" or flow != "full"
+    again = gradient == "recomputed" and flow == "full"
+    assert calls["joint"] == (together + again if together else 0)
+
+
 @pytest.mark.parametrize("distance", DISTANCES, ids=str)
 def test_the_gradient_is_that_of_the_loss_by_finite_differences(toy, networks, batch, distance):
     # KL's loss is a surrogate with the networks fixed, so its values cannot be differenced; the closed form covers it.

@@ -32,14 +32,14 @@ def test_weights_that_do_not_match_the_rewards_are_refused(weights, results):
         weighted_reward(weights, scored)
 
 
-@pytest.mark.parametrize("mode", ["direct", "recomputed"])
+@pytest.mark.parametrize("graph", ["kept", "recomputed"])
 @pytest.mark.parametrize("chunk", [0, 1, 2, 7])
-def test_decoding_in_chunks_changes_neither_images_nor_gradients(chunk, mode):
+def test_decoding_in_chunks_changes_neither_images_nor_gradients(chunk, graph):
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(5, 1, 3, 3, generator=rng, requires_grad=True)
     cotangent = torch.randn(5, 3, 3, 6, generator=rng)
     images = decode(latents)
-    found, pull = decoder_vjp(decode, latents.detach(), chunk, mode)
+    found, pull = decoder_vjp(decode, latents.detach(), chunk, graph)
     assert not found.requires_grad
     torch.testing.assert_close(found, images.detach())
     wanted = torch.autograd.grad(images, latents, cotangent)[0]
@@ -47,22 +47,22 @@ def test_decoding_in_chunks_changes_neither_images_nor_gradients(chunk, mode):
 
 
 def test_only_the_recomputed_pull_decodes_again():
-    calls = {"direct": 0, "recomputed": 0}
-    for mode in calls:
+    calls = {"kept": 0, "recomputed": 0}
+    for graph in calls:
 
-        def counted(latents, mode=mode):
-            calls[mode] += 1
+        def counted(latents, graph=graph):
+            calls[graph] += 1
             return decode(latents)
 
-        _, pull = decoder_vjp(counted, torch.zeros(2, 1, 3, 3), 0, mode)
+        _, pull = decoder_vjp(counted, torch.zeros(2, 1, 3, 3), 0, graph)
         pull(torch.ones(2, 3, 3, 6))
-    assert calls == {"direct": 1, "recomputed": 2}
+    assert calls == {"kept": 1, "recomputed": 2}
 
 
-@pytest.mark.parametrize("mode", ["direct", "recomputed"])
-def test_a_half_precision_decoder_yields_fp32_images_and_takes_fp32_cotangents(mode):
+@pytest.mark.parametrize("graph", ["kept", "recomputed"])
+def test_a_half_precision_decoder_yields_fp32_images_and_takes_fp32_cotangents(graph):
     latents = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    images, pull = decoder_vjp(lambda x: decode(x.bfloat16()), latents, 0, mode)
+    images, pull = decoder_vjp(lambda x: decode(x.bfloat16()), latents, 0, graph)
     pulled = pull(torch.ones(2, 3, 3, 6))
     assert images.dtype == pulled.dtype == torch.float32
     wanted = decoder_vjp(decode, latents)[1](torch.ones(2, 3, 3, 6))

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,16 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from slingstone.config import Experiment, Runtime, load
-from slingstone.engines.engine import TorchEngine, build_engine
+from slingstone.engines.engine import build_engine
 from slingstone.engines.family import load_family
 from slingstone.networks import latent_diffusion
 from slingstone.networks.adapters import trained_part
 from slingstone.plan import cost, memory, report, traffic, work
 from slingstone.plan.published_sizes import PUBLISHED
 from slingstone.step.panel import RewardPanel
-from slingstone.step.trainer import Trainer
-from slingstone.worker.assembly import step_settings
-from tests import tiny, tiny_sdxl
+from slingstone.worker.assembly import assemble
+from slingstone.worker.assignment import Assignment
+from tests import tiny
 from tests.plan import traffic as measured
 from tests.step.conftest import linear_reward
 
@@ -32,13 +34,41 @@ ROOT = Path(__file__).resolve().parents[2]
 SDXL = ROOT / "configs" / "align" / "sdxl.yaml"
 SCENES = ROOT / "configs" / "align" / "scenes.yaml"
 H100 = cost.Assumptions(cost.DEVICES["h100"])
-PLAIN = ("runtime.gradient_checkpointing=false", "training.assistant_updates=1")
-WAYS = {
-    "kl": (("objective.distance={kind: kl}",), 6),
-    "direct": (("objective.gradient=direct",), 9),
-    "recomputed": (("objective.gradient=recomputed",), 12),
-    "detached": (("objective.gradient=direct", "objective.flow=detach_distance"), 7),
+ROOMY = ("objective.gradient=direct", "runtime.gradient_checkpointing=false")
+RECOMPUTED = ("objective.gradient=recomputed", "runtime.gradient_checkpointing=false")
+SPARING = ("objective.gradient=recomputed", "runtime.gradient_checkpointing=true")
+STEPS = {
+    "KL": (*ROOMY, "objective.distance={kind: kl}"),
+    "one network differentiated": (*ROOMY, "objective.flow=detach_distance"),
+    "direct": ROOMY,
+    "recomputed": RECOMPUTED,
+    "recomputed, checkpointed": SPARING,
+    "the same by micro-batches": (*SPARING, "runtime.micro_batch_size=2"),
+    "the same, decoder's graph kept": (*SPARING, "runtime.keep_decoder_graph=true"),
+    "the same, reference in one pass": (*SPARING, "runtime.joint_reference=true"),
+    "the same by adapters": (*SPARING, "models.lora={rank: 1}"),
+    "the same by adapters, merged": (*SPARING, "models.lora={rank: 1}", "runtime.merge_adapters=true"),
 }
+"""Overrides by the rows of docs/scaling.md's table of passes."""
+
+
+class Row(NamedTuple):
+    """A row of that table: passes of a picture's step through a network and the decoder, and their sums."""
+
+    forward: int
+    to_input: int
+    to_weights: int
+    decoder_forward: int
+    decoder_back: int
+    network: int
+    decoder: int
+
+
+def documented() -> dict[str, Row]:
+    """Return the table of passes."""
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    return {name: Row(*map(int, cells)) for name, *cells in lines if name in STEPS}
 
 
 class WholeProgram:
@@ -51,48 +81,72 @@ class WholeProgram:
     def __exit__(self, *error: object) -> None: ...
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_passes_of_a_generator_step_are_those_of_the_algorithms_own_account(way):
-    overrides, expected = WAYS[way]
-    counted = work.passes(load(SDXL, [*PLAIN, *overrides]))
-    assert counted.generator + counted.divergence == expected
-    assert counted.assistant == 4, "a picture drawn, then forward, and back to input and weights"
+class Remembered:
+    """Conditions that were encoded before: text is no part of the count."""
+
+    def __init__(self, encoder: Any, prompts: list[str]) -> None:
+        self.condition, self.empty = encoder.encode(prompts), encoder.null(len(prompts))
+
+    def encode(self, prompts: list[str]) -> Any:
+        return self.condition
+
+    def null(self, batch: int) -> Any:
+        return self.empty
 
 
-@pytest.mark.parametrize("checkpointed", ["false", "true"])
-@pytest.mark.parametrize("way", WAYS)
-def test_flops_of_a_step_are_those_that_torch_counts(tmp_path: Path, way: str, checkpointed: str) -> None:
-    """Within a tenth, an eighth with checkpointing.
-
-    The backward pass of attention costs more than twice the forward pass, the first layer's less; what lies outside of
-    the blocks is not checkpointed.
-    """
-    directory = str(tiny_sdxl.write_pipeline(tmp_path / "sdxl"))
-    overrides = [f"models.reference={directory}", f"models.generator={directory}", "models.generator_timestep=399"]
-    overrides += ["runtime.num_workers=1", "training.batch_size=4", "training.warmup_images=0"]
-    overrides += ["training.assistant_updates=2", f"runtime.gradient_checkpointing={checkpointed}", *WAYS[way][0]]
-    run = load(SCENES, overrides)
-    family = latent_diffusion.load(
-        directory, directory, generator_timestep=399, gradient_checkpointing=checkpointed == "true", decode_chunk=4
-    )
-    panel = RewardPanel([linear_reward("any", torch.ones(3))])
-    prompts = iter([["a red disc"] * 4] * 8)
-    engines = [
-        TorchEngine(network, run.training.generator_optimizer, "fp32", 1.0)
-        for network in (family.generator, family.assistant)
-    ]
-    trainer = Trainer(family, *engines, panel, prompts, step_settings(run, 1), torch.Generator().manual_seed(0))
-    family.text_encoder.encode(["", "a red disc"])  # remembered, as in a run
+def flops(call: Callable[[], object]) -> int:
+    """Return the FLOPs that torch counts."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = WholeProgram()  # type: ignore[assignment]
     with sdpa_kernel(SDPBackend.MATH), counter:  # the CPU's own kernel is not counted
-        trainer.step()
-    expected = 4 * work.step_flops(run, work.work_of(run))
-    assert counter.get_total_flops() == pytest.approx(expected, rel=0.125 if checkpointed == "true" else 0.1)
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_takes_the_passes_of_the_table_and_not_one_more(micro, tmp_path: Path, name: str) -> None:
+    run = micro(
+        *("runtime.engine=torch", "rewards.backend=in_process", "training.batch_size=4", "training.warmup_images=0"),
+        *("objective.guidance={kind: inner, scale: 1.5}", "models.decode_chunk=4", *STEPS[name]),
+    )
+    trainer = assemble(Assignment(run, str(tmp_path), "", "", None), 0, 1, torch.device("cpu")).trainer
+    trainer.rewards = RewardPanel([linear_reward("any", torch.ones(3))])
+    text = Remembered(trainer.family.text_encoder, ["a red disc"] * 4)
+    trainer.family = replace(trainer.family, text_encoder=text)
+    reference, decoder, assistant = trainer.family.reference, trainer.family.decoder, trainer.assistant
+    x, t = torch.randn(4, *trainer.family.latent_shape), torch.tensor([500] * 4)
+    leaf = x.clone().requires_grad_()
+
+    table = documented()[name]
+    forward = flops(lambda: reference(x, t, text.condition))
+    to_input = flops(lambda: reference(leaf, t, text.condition).sum().backward()) - forward
+    to_weights = flops(lambda: assistant.backward(assistant(x, t, text.condition).sum())) - forward
+    picture = flops(lambda: decoder.decode(x))
+    decoder_back = flops(lambda: decoder.decode(leaf).sum().backward()) - picture
+    assistant.step()
+    expected = table.forward * forward + table.to_input * to_input + table.to_weights * to_weights
+    expected += table.decoder_forward * picture + table.decoder_back * decoder_back
+    # The least pass, one through the decoder, is 4 % of a step; adapters of rank 1 take 2 %.
+    assert flops(trainer.step) == pytest.approx(expected, rel=0.02)
+
+    counted = work.passes(run)
+    assert (counted.network, counted.decoder) == (table.network, table.decoder)
+    again = run.runtime.gradient_checkpointing
+    weights = 1 if run.models.lora else 2
+    assert table.network == table.forward + (1 + again) * table.to_input + (weights + again) * table.to_weights
+    again = again and not run.runtime.keep_decoder_graph
+    assert table.decoder == table.decoder_forward + (1 + again) * table.decoder_back
+
+
+def test_what_is_recomputed_to_save_memory_is_no_use() -> None:
+    run = load(SCENES, ["runtime.micro_batch_size=2", *SPARING, "runtime.num_workers=1"])
+    roomy = load(SCENES, [*ROOMY, "runtime.num_workers=1"])
+    assert work.passes(run).network > work.passes(roomy).network
+    assert work.useful_passes(run) == work.passes(roomy)
 
 
 def test_the_tables_are_what_the_published_architectures_give() -> None:
-    def flops(forward: Any) -> float:
+    def flops(forward: Any) -> float:  # on the meta device, whose attention is counted
         with FlopCounterMode(display=False) as counter:
             forward()
         return counter.get_total_flops()

@@ -170,16 +170,18 @@ def test_networks_that_start_from_the_reference_or_its_lora_have_no_base_of_thei
     assert parts["weights: bases of their own"] == 2 * parts["weights: reference"]
 
 
-def test_a_step_of_adapters_holds_what_the_estimate_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("merged", ["false", "true"])
+def test_a_step_of_adapters_holds_what_the_estimate_says(tmp_path: Path, merged: str) -> None:
     directory = str(tiny.write_pipeline(tmp_path / "sd"))
-    run = run_of(directory, "models.lora={rank: 4}", "training.batch_size=2", "models.decode_chunk=2", *SPARING)
+    overrides = ["models.lora={rank: 4}", f"runtime.merge_adapters={merged}", "training.batch_size=2"]
+    run = run_of(directory, *overrides, "models.decode_chunk=2", *SPARING)
     known = memory.sizes(run)
     expected = memory.estimate(run, known)
     with LiveBytes("cpu") as live:
         adapter = Adapter(4, 4.0, ATTENTION)
         family = latent_diffusion.load(directory, directory, generator_timestep=625, decode_chunk=2, lora=adapter)
         averaged = sharing_copy(family.generator)
-        trainer = trainer_of(family, "recomputed", batch=2)
+        trainer = trainer_of(family, "recomputed", batch=2, runtime=run.runtime)
         trainer.step()
         resting = live.now
     assert averaged is not family.generator

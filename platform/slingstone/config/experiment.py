@@ -58,6 +58,16 @@ class Experiment(Section):
     recovery: Recovery = Recovery()
     """What it does when something around it fails."""
 
+    @property
+    def pictures(self) -> int:
+        """Pictures of a step on each worker."""
+        return self.training.batch_size // self.runtime.num_workers
+
+    @property
+    def pictures_at_once(self) -> int:
+        """Of them, those that the networks of a worker compute at a time."""
+        return min(self.runtime.micro_batch_size or self.pictures, self.pictures)
+
     @model_validator(mode="after")
     def _agree(self) -> "Experiment":
         refuse(
@@ -122,6 +132,11 @@ def _run_contradictions(experiment: Experiment) -> Iterator[Contradiction]:
             f"does not divide by runtime.num_workers = {runtime.num_workers}; take a multiple, for example {example}"
         )
         yield Contradiction("training.batch_size", training.batch_size, message)
+    if runtime.compile == "blocks" and deepspeed and runtime.zero_stage == 3:
+        message = (
+            "would compile blocks whose weights zero_stage 3 gathers in between; set compile: none, or another stage"
+        )
+        yield Contradiction("runtime.compile", "blocks", message)
     if training.warmup_images >= training.num_images:
         message = (
             f"leaves nothing to train the generator; make it less than training.num_images = {training.num_images}"

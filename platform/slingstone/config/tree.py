@@ -206,6 +206,23 @@ class Runtime(Section):
     """Recompute the activations of networks and decoder in their backward pass: less memory, about a third slower."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of weights and activations; gradients accumulate and optimizers step in fp32 either way."""
+    micro_batch_size: PositiveInt | None = None
+    """Pictures that a worker's networks compute at once, the rest of a step's after them: less memory for one more pass
+    of the generator. null computes a worker's whole share of `training.batch_size` at once."""
+    joint_reference: bool = False
+    """Computes the reference with and without the prompt in one pass of twice the pictures: faster where one alone does
+    not fill the GPU. With `objective.gradient: recomputed` the graph of that pass is twice as large."""
+    keep_decoder_graph: bool = False
+    """Keeps all of the decoder's activations until the rewards answer: two passes of the decoder in the place of four
+    under recomputed gradients and checkpointing. `false` treats the decoder as the networks are treated."""
+    merge_adapters: bool = False
+    """Sends passes that train nothing through copies of the adapted layers into which `models.lora` is merged: fewer
+    kernels, for the memory of those layers twice and in bf16 of their unrounded weights. Nothing without lora."""
+    compile: Literal["none", "blocks"] = "none"
+    """`blocks` compiles the repeated blocks of networks and decoder with torch.compile: faster on a GPU, a minute
+    slower to start, other roundings. Not under ZeRO-3."""
+    channels_last: bool = False
+    """Stores convolutions with the channels last, as tensor cores read them: for UNets on a GPU; other roundings."""
 
 
 class ReferenceSampling(Section):

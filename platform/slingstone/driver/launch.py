@@ -192,6 +192,9 @@ def fit(
 
 def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str], None]) -> None:
     say(f"\n{final_table(evaluations(summary))}\n")
+    if summary.get("largest_stages"):
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["largest_stages"].items())
+        say(f"most of a training step's time: {shares}\n")
     if "cut_prompts" in summary:
         say("\n".join(told(summary["cut_prompts"])))
     if "guard" in summary:

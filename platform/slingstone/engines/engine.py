@@ -55,13 +55,12 @@ class _Schedule:
 
 
 def torch_optimizer(
-    weights: list[Tensor], optimizer: Optimizer
+    weights: list[Tensor], optimizer: Optimizer, fused: bool | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Return Adam over the weights, and the schedule of its learning rate."""
+    """Return Adam over the weights, in one kernel if `fused`, and the schedule of its learning rate."""
     kind = torch.optim.AdamW if optimizer.kind == "adamw" else torch.optim.Adam
-    built = kind(
-        weights, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
-    )
+    numbers: Any = optimizer.model_dump(include={"lr", "betas", "eps", "weight_decay"})
+    built = kind(weights, **numbers, fused=fused)
     return built, torch.optim.lr_scheduler.LambdaLR(built, _Schedule(optimizer.warmup_steps, optimizer.cosine_steps))
 
 
@@ -86,7 +85,8 @@ class TorchEngine:
         }
         self.module = module.to(torch.bfloat16) if rounded else module
         self._weights = trained(self.module)
-        self.optimizer, self.schedule = torch_optimizer(list(self._masters.values()), optimizer)
+        masters = list(self._masters.values())
+        self.optimizer, self.schedule = torch_optimizer(masters, optimizer, fused=masters[0].is_cuda or None)
         self.max_grad_norm = max_grad_norm
 
     def __call__(self, *args: Any) -> Tensor:

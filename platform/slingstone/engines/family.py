@@ -1,9 +1,13 @@
 """The networks of an experiment, unrounded and in the precision in which the engines run them."""
 
-import torch
+from collections.abc import Iterable
 
-from slingstone.config import Experiment
+import torch
+from torch import nn
+
+from slingstone.config import Experiment, Runtime
 from slingstone.networks.adapters import Adapter, cast_frozen
+from slingstone.networks.blocks import compile_blocks
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.protocol import DTYPES, ModelFamily
 
@@ -33,3 +37,14 @@ def round_frozen(family: ModelFamily, experiment: Experiment) -> None:
     adapted = (family.generator, family.assistant) if experiment.models.lora else ()
     for part in (family.reference, *adapted):
         cast_frozen(part, DTYPES[experiment.runtime.precision])
+
+
+def arrange(networks: Iterable[nn.Module], decoder: nn.Module, runtime: Runtime) -> None:
+    """Lay out and compile them as the configuration asks for, in place: before engines have them, and run them."""
+    networks = list(networks)
+    if runtime.channels_last:
+        for network in networks:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if runtime.compile == "blocks":
+        for module in (*networks, decoder):
+            compile_blocks(module)

@@ -89,17 +89,48 @@ def merged(network: Module) -> Module:
     return alone
 
 
+class MergedCopy:
+    """An adapted network for passes that train nothing: a layer's base and adapters are one weight, the rest is shared.
+
+    Made before the base is rounded, so that the sum is rounded as a whole: on a rounded base, adapters smaller than
+    its rounding would be lost.
+    """
+
+    def __init__(self, adapted: nn.Module):
+        self.module = sharing_copy(adapted).requires_grad_(False)
+        self._layers: list[tuple[Any, Any, Tensor]] = []
+        for name, layer in lora_layers(adapted).items():
+            base = layer.get_base_layer()
+            plain = copy.deepcopy(base)
+            self.module.set_submodule(name, plain)
+            self._layers.append((layer, plain, base.weight.detach()))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the present adapters, and the base's dtype."""
+        self.module.to(self._layers[0][0].get_base_layer().weight.dtype)
+        for layer, plain, base in self._layers:
+            plain.weight.copy_(sum((layer.get_delta_weight(name) for name in layer.active_adapters), start=base))
+
+
 class TrainedPart(nn.Module):
     """The trained weights of a module, by the same names; calls go to the whole of it.
 
     An engine that is given this sees nothing else: it shards, saves, averages and broadcasts adapters, and never meets
     a weight that another engine knows, too.
+
+    Args:
+        whole: the module, its base not rounded yet.
+        merge: whether calls that train nothing go to a `MergedCopy`, which follows those that train.
     """
 
-    def __init__(self, whole: nn.Module):
+    def __init__(self, whole: nn.Module, merge: bool = False):
         super().__init__()
-        # In a tuple, so that its frozen weights are not this module's.
+        # In tuples, so that their frozen weights are not this module's.
         self._whole = (whole,)
+        self._merged = (MergedCopy(whole),) if merge else ()
+        self._stale = True
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_stale", True))
         for name, weight in whole.named_parameters():
             if weight.requires_grad:
                 *path, leaf = name.split(".")
@@ -109,13 +140,34 @@ class TrainedPart(nn.Module):
                 parent.register_parameter(leaf, weight)
 
     def forward(self, *args: Any) -> Tensor:
-        """Run the whole module."""
-        return self._whole[0](*args)
+        """Run the whole module, or its merged copy."""
+        trains = torch.is_grad_enabled() and next(self.parameters()).requires_grad
+        if trains or not self._merged:
+            self._stale |= trains
+            return self._whole[0](*args)
+        if self._stale:
+            self._merged[0].refresh()
+            self._stale = False
+        return self._merged[0].module(*args)
+
+    def networks(self) -> list[nn.Module]:
+        """Return what calls go to."""
+        return [*self._whole, *(merged.module for merged in self._merged)]
 
 
-def trained_part(module: nn.Module) -> nn.Module:
+def called(part: nn.Module) -> list[nn.Module]:
+    """Return the modules that calls of what an engine was given go to."""
+    return part.networks() if isinstance(part, TrainedPart) else [part]
+
+
+def trained_part(module: nn.Module, merge: bool = False) -> nn.Module:
     """Return what an engine should be given: the module, or where some of it is frozen its trained part."""
-    return module if all(weight.requires_grad for weight in module.parameters()) else TrainedPart(module)
+    return module if all(weight.requires_grad for weight in module.parameters()) else TrainedPart(module, merge)
+
+
+def adapted_weights(network: nn.Module) -> int:
+    """Return how many weights the layers have that have an adapter, without it."""
+    return sum(layer.get_base_layer().weight.numel() for layer in lora_layers(network).values())
 
 
 def lora_layers(network: nn.Module) -> dict[str, Any]:

@@ -44,28 +44,29 @@ def reward_decoder(
         decoder: of the family; shared if nothing else is asked for, and never converted.
         location: an AutoencoderTiny's directory or hub id; None is the family's own.
         dtype: in which it computes.
-        gradient_checkpointing: recompute a tiny decoder's activations in the backward pass.
+        gradient_checkpointing: recompute activations in the backward pass, also those of a shared decoder.
 
     Raises:
         ValueError: if there is no such autoencoder, or its latents are others.
     """
     if location is None:
-        if dtype == decoder.vae.dtype:
-            return decoder
-        rounded: Any = nn.Module.to(copy.deepcopy(decoder.vae), dtype=dtype)
-        return VaeDecoder(rounded, decoder.chunk)
+        vae: Any = decoder.vae if dtype == decoder.vae.dtype else nn.Module.to(copy.deepcopy(decoder.vae), dtype=dtype)
+    else:
+        vae = _tiny(location, decoder.vae.config["latent_channels"]).to(decoder.vae.device, dtype)
+    (vae.enable_gradient_checkpointing if gradient_checkpointing else vae.disable_gradient_checkpointing)()
+    return decoder if vae is decoder.vae else VaeDecoder(vae, decoder.chunk)
+
+
+def _tiny(location: str, channels: int) -> Any:
     try:
         vae: Any = AutoencoderTiny.from_pretrained(location)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"reward_decoder {location!r} cannot be read as an AutoencoderTiny: {one_line(error)}"
         ) from error
-    own, tiny = decoder.vae.config["latent_channels"], vae.config["latent_channels"]
-    if own != tiny:
+    if vae.config["latent_channels"] != channels:
         raise ValueError(
-            f"reward_decoder {location!r} decodes latents of {tiny} channels, the reference's have {own}; "
-            "give the tiny autoencoder of the same family"
+            f"reward_decoder {location!r} decodes latents of {vae.config['latent_channels']} channels, the reference's "
+            f"have {channels}; give the tiny autoencoder of the same family"
         )
-    if gradient_checkpointing:
-        vae.enable_gradient_checkpointing()
-    return VaeDecoder(vae.to(decoder.vae.device, dtype), decoder.chunk)
+    return vae

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from slingstone.networks.adapters import Adapter, add_adapter
+from slingstone.networks.adapters import Adapter, adapted_weights, add_adapter
 from slingstone.networks.embeddings import ROUNDED
 from slingstone.networks.layouts import LAYOUTS
 from slingstone.networks.protocol import DTYPES, Condition
@@ -130,22 +130,34 @@ class _Attention(torch.autograd.Function):
 
 
 class Traced(NamedTuple):
-    """One image's graphs through the trained network, the frozen one and the decoder; how many weights are trained."""
+    """One image's graphs through the trained network, the frozen one and the decoder.
+
+    Attributes:
+        weights: that are trained.
+        projections: weights of the layers that have an adapter.
+    """
 
     trained: Graph
     frozen: Graph
     decoder: Graph
     weights: int
+    projections: int
 
 
 def traced(
-    directory: Path, checkpointed: bool, precision: str, decoder_precision: str, lora: Adapter | None = None
+    directory: Path,
+    checkpointed: bool,
+    checkpointed_decoder: bool,
+    precision: str,
+    decoder_precision: str,
+    lora: Adapter | None = None,
 ) -> Traced:
     """Return what is held for one image.
 
     Args:
         directory: of the pipeline.
-        checkpointed: with gradient checkpointing.
+        checkpointed: with gradient checkpointing of the network.
+        checkpointed_decoder: of the decoder.
         precision: of the network.
         decoder_precision: of the decoder.
         lora: what is trained; None is the whole network.
@@ -155,6 +167,7 @@ def traced(
     nn.Module.to(vae, DTYPES[decoder_precision]).requires_grad_(False)
     if checkpointed:
         network.enable_gradient_checkpointing()
+    if checkpointed_decoder:
         vae.enable_gradient_checkpointing()
     noisy, clean = (torch.empty_like(latents, requires_grad=True) for _ in range(2))
     network.requires_grad_(False)
@@ -167,7 +180,7 @@ def traced(
     trained = graph_bytes(network, lambda: call(latents))
     weights = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     decoder = graph_bytes(vae, lambda: vae.decode(clean.to(vae.dtype), return_dict=False)[0].float())
-    return Traced(trained, frozen, decoder, weights)
+    return Traced(trained, frozen, decoder, weights, adapted_weights(network))
 
 
 def forward_flops(directory: Path) -> tuple[int, int]:

@@ -71,6 +71,7 @@ def load(
         for module in (network, one_step, online, vae):
             module.enable_gradient_checkpointing()
 
+    schedule = schedule.to(device)
     call = layout.output(schedule)
     return ModelFamily(
         generator=OneStepGenerator(

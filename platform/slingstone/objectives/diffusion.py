@@ -55,6 +55,10 @@ class NoiseSchedule:
         wide = sigmas.double()
         return cls((1 - wide).float(), wide.float())
 
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
+        """Return the tables on a device: reading one that lies elsewhere makes a GPU wait for the host."""
+        return NoiseSchedule(self.alpha.to(device), self.sigma.to(device))
+
     def __len__(self) -> int:
         """Return the number of timesteps."""
         return len(self.alpha)

@@ -13,7 +13,7 @@ The gradient flows through `x_t` in both factors, hence through the inputs of al
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,8 @@ from slingstone.objectives.diffusion import NoiseSchedule, at_least_fp32, diffus
 
 EpsFunction = Callable[[Tensor, Tensor], Tensor]
 """A score network with its condition bound: `(x_t, t) -> eps`. Row i of the result depends on row i of `x_t` only."""
+Passes = dict[tuple[str, ...], EpsFunction]
+"""Score functions by the names of their outputs, which lie above each other in a batch."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,30 @@ class Divergence:
 
 @dataclass(frozen=True)
 class ScoreNetworks:
-    """The three score functions of one batch, conditions bound. `unconditional` is called only if guidance needs it."""
+    """The score functions of one batch, conditions bound. `unconditional` is called only if guidance needs it.
+
+    Attributes:
+        joint: `conditional` above `unconditional` in a batch of twice the size, for one pass in the place of two. It
+            is not used where one of them is differentiated and the other is not.
+    """
 
     assistant: EpsFunction
     conditional: EpsFunction
     unconditional: EpsFunction
+    joint: Callable[[Tensor, Tensor], Float[Tensor, "twice channel height width"]] | None = None
+
+    def passes(self, divergence: Divergence) -> Passes:
+        """Return the passes that a divergence needs, each by the names of the outputs that lie above each other."""
+        passes: Passes = {("assistant",): self.assistant}
+        if not divergence.guidance.scale:
+            return passes | {("conditional",): self.conditional}
+        pair, attached = ("conditional", "unconditional"), _attached(divergence)
+        if self.joint is not None and len({name in attached for name in pair}) == 1:
+            return passes | {pair: self.joint}
+        return passes | {("conditional",): self.conditional, ("unconditional",): self.unconditional}
 
 
-@dataclass(frozen=True)
-class DivergenceGradient:
+class DivergenceGradient(NamedTuple):
     """What the divergence says about each sample, nothing averaged over the batch.
 
     Attributes:
@@ -172,15 +189,12 @@ def divergence_gradient(
     """
     alpha, sigma = schedule.at(t)
     x_t = diffuse(x0.detach(), eps, alpha, sigma).requires_grad_()
-    functions = {"assistant": networks.assistant, "conditional": networks.conditional}
-    if divergence.guidance.scale:
-        functions["unconditional"] = networks.unconditional
-    attached = _attached(divergence)
+    passes, attached = networks.passes(divergence), _attached(divergence)
 
     outputs: dict[str, Tensor] = {}
-    for name, function in functions.items():
-        with torch.set_grad_enabled(divergence.gradient == "direct" and name in attached):
-            outputs[name] = at_least_fp32(function(x_t, t))
+    for names, function in passes.items():
+        with torch.set_grad_enabled(divergence.gradient == "direct" and names[0] in attached):
+            outputs |= dict(zip(names, at_least_fp32(function(x_t, t)).chunk(len(names)), strict=True))
     leaves = dict(outputs)
     if divergence.gradient == "recomputed":
         leaves = {name: output.detach().requires_grad_(name in attached) for name, output in outputs.items()}
@@ -191,7 +205,7 @@ def divergence_gradient(
     if divergence.gradient == "direct":
         (gradient,) = torch.autograd.grad(loss.sum(), x_t)
     else:
-        gradient = _recomputed(functions, leaves, x_t, t, loss)
+        gradient = _recomputed(passes, leaves, x_t, t, loss)
     y = y.detach()
     return DivergenceGradient(
         loss.detach(), alpha * gradient, divergence.distance.value(y), y.square().flatten(1).sum(1).sqrt()
@@ -250,22 +264,21 @@ def _weight(
 
 
 def _recomputed(
-    functions: dict[str, EpsFunction],
+    passes: Passes,
     leaves: dict[str, Tensor],
     x_t: Float[Tensor, "batch channel height width"],
     t: Int[Tensor, " batch"],
     loss: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch channel height width"]:
-    """Return d loss / d x_t: the direct part, plus `J^T dloss/de` of one network after the other."""
-    attached = [name for name, leaf in leaves.items() if leaf.requires_grad]
-    direct, *cotangents = torch.autograd.grad(
-        loss.sum(), [x_t, *(leaves[name] for name in attached)], allow_unused=True, materialize_grads=True
-    )
-    gradient = direct
-    for name, cotangent in zip(attached, cotangents, strict=True):
+    """Return d loss / d x_t: the direct part, plus `J^T dloss/de` of one pass after the other."""
+    attached = [names for names in passes if leaves[names[0]].requires_grad]
+    outputs = [leaves[name] for names in attached for name in names]
+    gradient, *cotangents = torch.autograd.grad(loss.sum(), [x_t, *outputs], allow_unused=True, materialize_grads=True)
+    for names in attached:
+        cotangent, cotangents = torch.cat(cotangents[: len(names)]), cotangents[len(names) :]
         x = x_t.detach().requires_grad_()
         with torch.enable_grad():
-            output = functions[name](x, t)
+            output = passes[names](x, t)
         (part,) = torch.autograd.grad(output, x, cotangent.to(output.dtype))
         gradient = gradient + part
     return gradient

@@ -33,7 +33,7 @@ def decoder_vjp(
     decode: Callable[[Tensor], Tensor],
     latents: Float[Tensor, "batch channel height width"],
     chunk: int = 0,
-    mode: Literal["direct", "recomputed"] = "recomputed",
+    graph: Literal["kept", "recomputed"] = "recomputed",
 ) -> tuple[Float[Tensor, "batch 3 rows columns"], Callable[[Tensor], Tensor]]:
     """Decode now, and pull gradients through the decoder later.
 
@@ -41,21 +41,21 @@ def decoder_vjp(
         decode: latents to images, each row by itself.
         latents: where to decode; no gradient flows to whoever made them.
         chunk: images decoded at once (0: all).
-        mode: `direct` holds the decoder's graph until the pull; `recomputed` holds none and decodes once more, the
+        graph: `kept` holds the decoder's graph until the pull; `recomputed` holds none and decodes once more, the
             graph of one chunk at a time.
 
     Returns:
         fp32 images without graph, and `cotangent -> J^T cotangent` at `latents`, to be called once.
     """
     parts = [part.detach() for part in latents.split(chunk or len(latents))]
-    leaves = [part.clone().requires_grad_(mode == "direct") for part in parts]
-    with torch.set_grad_enabled(mode == "direct"):
+    leaves = [part.clone().requires_grad_(graph == "kept") for part in parts]
+    with torch.set_grad_enabled(graph == "kept"):
         held = [decode(leaf) for leaf in leaves]
 
     def pull(cotangent: Tensor) -> Tensor:
         gradients = []
         for leaf, images, part in zip(leaves, held, cotangent.split(chunk or len(latents)), strict=True):
-            if mode == "recomputed":
+            if graph == "recomputed":
                 leaf = leaf.requires_grad_()
                 images = decode(leaf)
             gradients.append(torch.autograd.grad(images, leaf, part.to(images.dtype))[0])

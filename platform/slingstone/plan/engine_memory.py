@@ -83,7 +83,8 @@ def _replicated(weights: int, runtime: Runtime) -> EngineBytes:
     cast, masters = (2 * weights, 4 * weights) if runtime.precision == "bf16" else (0, 0)
     message = 4 * (weights if runtime.engine == "torch" else min(MESSAGE, weights))
     sent = message if runtime.num_workers > 1 else 0
-    temporaries = 4 * weights if runtime.use_gpu else 0  # of all weights together; on CPUs one weight at a time
+    # Of all weights together; torch's engine has none in its fused kernel, and on CPUs those of one weight at a time.
+    temporaries = 4 * weights if runtime.use_gpu and runtime.engine == "deepspeed" else 0
     update = 4 * weights + max(sent, temporaries)
     return EngineBytes(number_bytes(runtime) * weights, 8 * weights + masters, 0, 0, 4 * weights + cast, update)
 

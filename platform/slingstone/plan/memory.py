@@ -27,6 +27,7 @@ class Sizes:
         source: where the numbers come from, for the user.
         activations: of the network in the run's precision and of the reward's decoder.
         trained: weights that each engine trains: the network's, or its adapter's.
+        projections: weights of the layers that have an adapter.
         prompt: what a prompt takes.
         prompts: of training, that are known; 0 where the file is not here yet.
     """
@@ -37,6 +38,7 @@ class Sizes:
     text: int
     activations: Activations
     trained: int
+    projections: int
     prompt: Prompt
     prompts: int
 
@@ -77,7 +79,7 @@ class Estimate:
 
 def estimate(experiment: Experiment, known: Sizes) -> Estimate:
     """Return bytes by part on one device."""
-    models, batch = experiment.models, _batch(experiment)
+    models, at_once = experiment.models, experiment.pictures_at_once
     engine, one = engine_bytes(known.trained, experiment.runtime), known.activations
     frozen = number_bytes(experiment.runtime) * known.network
     trains = "adapters" if models.lora else "generator, assistant"
@@ -88,6 +90,7 @@ def estimate(experiment: Experiment, known: Sizes) -> Estimate:
     resting = {
         f"weights: {trains}": 2 * engine.weights,
         **({"weights: bases of their own": frozen * own} if (own := own_bases(experiment)) else {}),
+        **({"weights: merged layers": merged} if (merged := merged_bytes(experiment, known)) else {}),
         "weights: reference": frozen,
         "weights: evaluated generator": 4 * (known.trained + alone),  # what it does not share is in fp32
         "weights: autoencoder": (6 if bf16_decoder else 4) * known.vae,
@@ -98,7 +101,7 @@ def estimate(experiment: Experiment, known: Sizes) -> Estimate:
     }
     moments = {
         "activations of a generator step": score_phase_bytes(experiment, one) + engine.gathered,
-        "backward pass and its gradients": batch * one.trained.peak + engine.gathered + engine.backward,
+        "backward pass and its gradients": at_once * one.trained.peak + engine.gathered + engine.backward,
         "optimizer's step": engine.update,
     }
     host = 2 * engine.host + engine.host_update + (average if offloaded else 0)
@@ -110,19 +113,20 @@ def score_phase_bytes(experiment: Experiment, one: Activations) -> int:
 
     With `recomputed` gradients one graph at a time, with `direct` ones all together.
     """
-    batch, scores = _batch(experiment), score_graphs(experiment)
+    runtime, direct = experiment.runtime, experiment.objective.gradient == "direct"
+    pictures, at_once, scores = experiment.pictures, experiment.pictures_at_once, score_graphs(experiment)
     decoder = one.decoder if trained_on(experiment) else GraphBytes(0, 0)
-    if experiment.objective.gradient == "recomputed":
-        chunk = min(experiment.models.decode_chunk, batch)
-        beside = max(batch * one.frozen.peak if scores else 0, chunk * decoder.peak)
+    # What is drawn again for the backward pass holds no graph yet.
+    own = pictures * one.trained.held if at_once == pictures else 0
+    working = one.frozen.peak - one.frozen.held if scores else 0
+    if direct:
+        scoring = at_once * (scores * one.frozen.held + working)
     else:
-        working = max(one.frozen.peak - one.frozen.held if scores else 0, decoder.peak - decoder.held)
-        beside = batch * (scores * one.frozen.held + decoder.held + working)
-    return batch * one.trained.held + beside
-
-
-def _batch(experiment: Experiment) -> int:
-    return experiment.training.batch_size // experiment.runtime.num_workers
+        scoring = at_once * one.frozen.peak * bool(scores) * (2 if runtime.joint_reference and scores == 3 else 1)
+    chunk = min(experiment.models.decode_chunk, pictures)
+    if direct or runtime.keep_decoder_graph:
+        return own + pictures * decoder.held + max(scoring, chunk * (decoder.peak - decoder.held))
+    return own + max(scoring, chunk * decoder.peak)
 
 
 def sizes(experiment: Experiment) -> Sizes:
@@ -148,10 +152,12 @@ def sizes(experiment: Experiment) -> Sizes:
     from slingstone.networks.footprint import prompt_size, traced
 
     lora = models.lora and Adapter(models.lora.rank, 1.0, models.lora.target_modules)
-    found = traced(directory, runtime.gradient_checkpointing, runtime.precision, models.reward_decoder_precision, lora)
+    checkpointed = runtime.gradient_checkpointing
+    precisions = runtime.precision, models.reward_decoder_precision
+    found = traced(directory, checkpointed, checkpointed and not runtime.keep_decoder_graph, *precisions, lora)
     graphs = (GraphBytes(graph.held, graph.peak) for graph in (found.trained, found.frozen, found.decoder))
     trained, prompt = found.weights if lora else network, Prompt(*prompt_size(directory))
-    return Sizes(source, network, vae, text, Activations(*graphs), trained, prompt, prompts)
+    return Sizes(source, network, vae, text, Activations(*graphs), trained, found.projections, prompt, prompts)
 
 
 def _prompts(experiment: Experiment) -> int:
@@ -161,14 +167,16 @@ def _prompts(experiment: Experiment) -> int:
         return 0
 
 
-def _published(experiment: Experiment, published: Published) -> tuple[Activations, int]:
-    """Return the table's activations in the precision of the run, and how many weights are trained.
+def _published(experiment: Experiment, published: Published) -> tuple[Activations, int, int]:
+    """Return the table's activations in the precision of the run, how many weights are trained, and those adapted.
 
     Raises:
         ValueError: if the run's adapters are on other layers than those of the table.
     """
     checkpointed, lora = experiment.runtime.gradient_checkpointing, experiment.models.lora
     found, weights = published.checkpointed if checkpointed else published.plain, published.network
+    if experiment.runtime.keep_decoder_graph:
+        found = found._replace(decoder=published.plain.decoder)
     if lora is not None:
         if lora.target_modules != ATTENTION:
             raise ValueError("models.lora.target_modules are others than those whose sizes are in the table")
@@ -181,7 +189,16 @@ def _published(experiment: Experiment, published: Published) -> tuple[Activation
         frozen=GraphBytes(factor * found.frozen.held, factor * found.frozen.peak),
         decoder=GraphBytes(found.decoder.held // divisor, found.decoder.peak // divisor),
     )
-    return graphs, weights
+    return graphs, weights, published.projections if lora else 0
+
+
+def merged_bytes(experiment: Experiment, known: Sizes) -> int:
+    """Return what merged copies of the adapted layers hold, and in bf16 the unrounded weights under them."""
+    runtime = experiment.runtime
+    if experiment.models.lora is None or not runtime.merge_adapters:
+        return 0
+    bases = min(2, own_bases(experiment) + 1) if runtime.precision == "bf16" else 0
+    return known.projections * (2 * number_bytes(runtime) + 4 * bases)
 
 
 def own_bases(experiment: Experiment) -> int:

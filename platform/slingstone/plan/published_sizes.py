@@ -48,6 +48,7 @@ class Published:
         plain: activations of a bf16 network and an fp32 decoder, without gradient checkpointing.
         checkpointed: with it.
         adapter: weights of an adapter of rank 1 on every attention projection.
+        projections: weights of those projections.
         adapted: graph of the network where only such adapters, of rank 64, are trained.
         adapted_checkpointed: with checkpointing.
     """
@@ -60,6 +61,7 @@ class Published:
     plain: Activations
     checkpointed: Activations
     adapter: int
+    projections: int
     adapted: GraphBytes
     adapted_checkpointed: GraphBytes
 
@@ -81,6 +83,7 @@ _SD15 = Published(
         GraphBytes(858_849_536, 3_274_769_928),
     ),
     adapter=199_296,
+    projections=93_511_680,
     adapted=GraphBytes(818_532_352, 844_746_628),
     adapted_checkpointed=GraphBytes(146_792_704, 234_303_108),
 )
@@ -101,6 +104,7 @@ _SDXL = Published(
         GraphBytes(3_435_397_376, 13_099_075_080),
     ),
     adapter=1_451_520,
+    projections=955_187_200,
     adapted=GraphBytes(5_665_977_728, 5_728_901_152),
     adapted_checkpointed=GraphBytes(464_445_568, 548_331_780),
 )
@@ -117,6 +121,7 @@ _PIXART = Published(
         trained=GraphBytes(75_050_480, 143_003_380), frozen=GraphBytes(68_786_160, 114_321_140)
     ),
     adapter=516_096,
+    projections=297_271_296,
     adapted=GraphBytes(968_259_584, 987_123_464),
     adapted_checkpointed=GraphBytes(68_851_696, 119_922_424),
 )

@@ -47,14 +47,25 @@ def passes(experiment: Experiment) -> Passes:
 
     Without the assistant's updates: DMD's KL 6, direct 9, recomputed 12 with inner guidance.
     """
-    objective, again = experiment.objective, int(experiment.runtime.gradient_checkpointing)
-    forward = 2 if objective.gradient == "recomputed" else 1
+    objective, runtime = experiment.objective, experiment.runtime
+    again, forward = int(runtime.gradient_checkpointing), 2 if objective.gradient == "recomputed" else 1
+    # Of an adapted network nearly all weights are frozen, and have no gradient.
+    trained = again + (2 if experiment.models.lora else 3)
+    drawn_twice = experiment.pictures_at_once < experiment.pictures
     return Passes(
-        assistant=experiment.training.assistant_updates * (4 + again),
-        generator=3 + again,
+        assistant=experiment.training.assistant_updates * (1 + trained),
+        generator=trained + drawn_twice,
         divergence=(3 if objective.guidance.scale else 2) + score_graphs(experiment) * (forward + again),
-        decoder=forward + 1 + again if trained_on(experiment) else 0,
+        decoder=(2 if runtime.keep_decoder_graph else forward + 1 + again) if trained_on(experiment) else 0,
     )
+
+
+def useful_passes(experiment: Experiment) -> Passes:
+    """Return the passes that the algorithm asks for, with enough memory: nothing is computed twice."""
+    objective = experiment.objective.model_copy(update={"gradient": "direct"})
+    roomy = {"gradient_checkpointing": False, "micro_batch_size": None}
+    runtime = experiment.runtime.model_copy(update=roomy)
+    return passes(experiment.model_copy(update={"objective": objective, "runtime": runtime}))
 
 
 def score_graphs(experiment: Experiment) -> int:

@@ -7,8 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from slingstone.networks.protocol import Condition, ModelFamily
 from slingstone.objectives.denoising import denoising_loss
 from slingstone.objectives.diffusion import at_least_fp32, diffuse
-from slingstone.objectives.divergence import Divergence, ScoreNetworks, divergence_gradient
+from slingstone.objectives.divergence import Divergence, DivergenceGradient, ScoreNetworks, divergence_gradient
 from slingstone.objectives.finite import cleaned, kept_mean
 from slingstone.objectives.reward import decoder_vjp
 from slingstone.step.ema import ExponentialMovingAverage, Fragment
 from slingstone.step.panel import GATHERED, PendingReward, RewardPanel
+from slingstone.step.stopwatch import Stopwatch
 
 
 @runtime_checkable
@@ -35,7 +36,7 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a loss that came out of a call of this engine; once a `step`."""
+        """Accumulate the gradient of a loss that came out of a call of this engine; once or more before a `step`."""
         ...
 
     def step(self) -> float:
@@ -61,8 +62,12 @@ class StepSettings:
 
     Attributes:
         batch_size: images of one step on this rank; every iterator item of prompts has this length.
+        micro_batch_size: images that networks compute at once; 0 is all. Gradients of a step are accumulated, so that
+            it changes memory and time, not the step.
+        joint_reference: see `ScoreNetworks.joint`.
         world_size: ranks; progress and the EMA count `batch_size * world_size` images a step.
         divergence: see `Divergence`.
+        decoder_graph: whether the decoder's graph is kept until the rewards answer, or its activations are recomputed.
         reward_weight: `alpha_rew`.
         generator_timesteps: noise levels of the generator's loss.
         assistant_timesteps: noise levels of the assistant's loss.
@@ -74,8 +79,11 @@ class StepSettings:
     batch_size: int
     generator_timesteps: Timesteps
     assistant_timesteps: Timesteps
+    micro_batch_size: int = 0
+    joint_reference: bool = False
     world_size: int = 1
     divergence: Divergence = field(default_factory=Divergence)
+    decoder_graph: Literal["kept", "recomputed"] = "kept"
     reward_weight: float = 0.0
     assistant_updates: int = 1
     warmup_images: int = 0
@@ -119,6 +127,7 @@ class Trainer:
         self.rng = rng
         self.ema = ExponentialMovingAverage(generator.masters, settings.ema_half_life_images)
         self.images = 0
+        self.stopwatch = Stopwatch(rng.device)
 
     def step(self) -> dict[str, float]:
         """Update the assistant `K_TA` times, then (after the warm-up) the generator once.
@@ -126,8 +135,8 @@ class Trainer:
         Before the generator's first update, running scales of rewards are gathered from pictures of its own.
 
         Returns:
-            Metrics of this rank. Means run over the samples that were kept, and are NaN if none was; times are in
-            seconds.
+            Metrics of this rank. Means run over the samples that were kept, and are NaN if none was. `seconds/<stage>`
+            are those of `Stopwatch` and do not overlap; `seconds/step` is all of this step.
 
         Raises:
             FloatingPointError: if a gradient norm is not finite. Samples are dropped by what goes into and comes out
@@ -135,6 +144,7 @@ class Trainer:
             Exception: whatever a reward raises; the generator is then as before the step.
         """
         start = time.perf_counter()
+        self.stopwatch.begin()
         metrics: dict[str, Tensor | float] = {}
         for _ in range(self.settings.assistant_updates):
             metrics = self._update_assistant()
@@ -143,6 +153,7 @@ class Trainer:
             metrics |= self._update_generator()
         self.images += self.settings.batch_size * self.settings.world_size
         values = {name: float(value) for name, value in metrics.items()}
+        values |= {f"seconds/{name}": seconds for name, seconds in self.stopwatch.end().items()}
         return values | {"images": float(self.images), "seconds/step": time.perf_counter() - start}
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,20 +170,44 @@ class Trainer:
 
     def _update_assistant(self) -> dict[str, Tensor | float]:
         """Fit the assistant to the generator's present samples; the generator is used without gradient."""
-        condition = self.family.text_encoder.encode(next(self.prompts))
-        with torch.no_grad():
-            x0 = at_least_fp32(self.generator.module(self._noise(), condition))
-        x0, finite = cleaned(x0)
+        condition = self._encoded(next(self.prompts))
+        z = self._noise()
         t, eps = self._timesteps(self.settings.assistant_timesteps), self._noise()
+        losses, finite = [], []
+        with self.stopwatch.stage("assistant"):
+            for rows in self._micro_batches():
+                loss, kept = self._assistant_loss(z[rows], t[rows], eps[rows], _rows(condition, rows))
+                self.assistant.backward(torch.where(kept, loss, torch.zeros_like(loss)).sum() / len(z))
+                losses.append(loss.detach())
+                finite.append(kept)
+        with self.stopwatch.stage("optimizer"):
+            norm = _checked(self.assistant.step(), "assistant", self.images)
+        kept = torch.cat(finite)
+        return {
+            "loss/assistant": kept_mean(torch.cat(losses), kept),
+            "grad_norm/assistant": norm,
+            "nonfinite/assistant": (~kept).sum(),
+        }
+
+    def _assistant_loss(
+        self,
+        z: Float[Tensor, "batch channel height width"],
+        t: Int[Tensor, " batch"],
+        eps: Float[Tensor, "batch channel height width"],
+        condition: Condition,
+    ) -> tuple[Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
+        """Return the assistant's loss on the generator's samples of `z`, and which samples are kept."""
+        x0, finite = cleaned(self._samples(z, condition))
         x_t = diffuse(x0, eps, *self.family.schedule.at(t))
         losses, predicted = denoising_loss(self.assistant(x_t, t, condition), eps)
-        finite &= predicted
-        self.assistant.backward(torch.where(finite, losses, torch.zeros_like(losses)).mean())
-        return {
-            "loss/assistant": kept_mean(losses.detach(), finite),
-            "grad_norm/assistant": _checked(self.assistant.step(), "assistant", self.images),
-            "nonfinite/assistant": (~finite).sum(),
-        }
+        return losses, finite & predicted
+
+    def _samples(
+        self, z: Float[Tensor, "batch channel height width"], condition: Condition
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return the generator's samples, without gradient and not through its engine."""
+        with torch.no_grad():
+            return at_least_fp32(self.generator.module(z, condition))
 
     def _gather_scales(self) -> None:
         """Show rewards whose scale rests on too few pictures some more; near-equal scores would divide by nearly 0."""
@@ -180,49 +215,64 @@ class Trainer:
             if not self.rewards.gathering:
                 return
             prompts = next(self.prompts)
-            with torch.no_grad():
-                x0 = self.generator.module(self._noise(), self.family.text_encoder.encode(prompts))
-                x0, finite = cleaned(at_least_fp32(x0))
-            pending, _ = self._submit(x0, prompts)
+            condition, z = self._encoded(prompts), self._noise()
+            samples = [self._samples(z[rows], _rows(condition, rows)) for rows in self._micro_batches()]
+            x0, finite = cleaned(torch.cat(samples))
+            pending, _, shown = self._submit(x0, prompts)
+            finite &= shown
             self.rewards.collect(pending, finite)
 
     def _update_generator(self) -> dict[str, Tensor | float]:
         """Take one generator step against the frozen assistant, dropping samples that are not finite."""
         prompts = next(self.prompts)
-        condition = self.family.text_encoder.encode(prompts)
-        x0 = self.generator(self._noise(), condition)
-        leaf, finite = cleaned(at_least_fp32(x0.detach()))
+        condition, z, micro = self._encoded(prompts), self._noise(), self._micro_batches()
+        with self.stopwatch.stage("generator"):
+            # What is not computed at once is drawn here and drawn again, with its graph, for the backward pass.
+            drawn = self.generator(z, condition) if len(micro) == 1 else None
+            samples = [self._samples(z[rows], _rows(condition, rows)) for rows in micro] if drawn is None else [drawn]
+        leaf, finite = cleaned(at_least_fp32(torch.cat([x0.detach() for x0 in samples])))
         # Rewards are asked before the score networks run and awaited after, so that their latency is hidden.
-        pending, pull, drawn = self._submit(leaf, prompts)
-        finite &= drawn
+        with self.stopwatch.stage("decode"):
+            pending, pull, shown = self._submit(leaf, prompts)
+        finite &= shown
 
-        gradient, finite, metrics = self._divergence(leaf, condition, finite)
+        with self.stopwatch.stage("divergence"):
+            gradient, finite, metrics = self._divergence(leaf, condition, finite)
         reward_gradient, finite, reward_metrics = self._reward(leaf, pending, pull, finite)
         gradient, unbroken = cleaned(gradient - self.settings.reward_weight * reward_gradient)
         finite &= unbroken
 
-        keep = finite.view(-1, 1, 1, 1)
-        # The mean is over the whole batch, so a dropped sample counts as one whose gradient is zero.
-        surrogate = torch.where(keep, at_least_fp32(x0) * gradient, torch.zeros_like(gradient))
-        self.generator.backward(surrogate.sum() / len(x0))
-        norm = _checked(self.generator.step(), "generator", self.images)
-        self.ema.update(self.settings.batch_size * self.settings.world_size)
+        with self.stopwatch.stage("generator"):
+            for rows in micro:
+                x0 = self.generator(z[rows], _rows(condition, rows)) if drawn is None else drawn
+                # The mean is over the whole batch, so a dropped sample counts as one whose gradient is zero.
+                pulled = at_least_fp32(x0) * gradient[rows]
+                surrogate = torch.where(finite[rows].view(-1, 1, 1, 1), pulled, torch.zeros_like(pulled))
+                self.generator.backward(surrogate.sum() / len(z))
+        with self.stopwatch.stage("optimizer"):
+            norm = _checked(self.generator.step(), "generator", self.images)
+        with self.stopwatch.stage("ema"):
+            self.ema.update(self.settings.batch_size * self.settings.world_size)
         return metrics | reward_metrics | {"grad_norm/generator": norm, "nonfinite/generator": (~finite).sum()}
 
     def _divergence(
         self, x0: Float[Tensor, "batch channel height width"], condition: Condition, finite: Bool[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch channel height width"], Bool[Tensor, " batch"], dict[str, Tensor | float]]:
         """Return the divergence's gradient with respect to each sample, the samples still kept, and metrics."""
-        settings, reference = self.settings, self.family.reference
+        settings = self.settings
         t, eps = self._timesteps(settings.generator_timesteps), self._noise()
         null = self.family.text_encoder.null(len(x0)) if settings.divergence.guidance.scale else condition
         with _borrowed(self.assistant) as assistant:
-            networks = ScoreNetworks(
-                assistant=lambda x_t, t: assistant(x_t, t, condition),
-                conditional=lambda x_t, t: reference(x_t, t, condition),
-                unconditional=lambda x_t, t: reference(x_t, t, null),
-            )
-            found = divergence_gradient(networks, self.family.schedule, x0, t, eps, settings.divergence)
+            parts = [
+                divergence_gradient(
+                    self._score_networks(assistant, _rows(condition, rows), _rows(null, rows)),
+                    self.family.schedule,
+                    *(x0[rows], t[rows], eps[rows]),
+                    settings.divergence,
+                )
+                for rows in self._micro_batches()
+            ]
+        found = DivergenceGradient(*map(torch.cat, zip(*parts, strict=True)))
         finite = finite & found.loss.isfinite() & found.gradient.isfinite().flatten(1).all(1)
         metrics: dict[str, Tensor | float] = {
             "loss/divergence": kept_mean(found.loss, finite),
@@ -230,6 +280,18 @@ class Trainer:
             "divergence/y_norm": kept_mean(found.y_norm, finite),
         }
         return found.gradient, finite, metrics
+
+    def _score_networks(self, assistant: nn.Module, condition: Condition, null: Condition) -> ScoreNetworks:
+        reference = self.family.reference
+        networks = ScoreNetworks(
+            assistant=lambda x_t, t: assistant(x_t, t, condition),
+            conditional=lambda x_t, t: reference(x_t, t, condition),
+            unconditional=lambda x_t, t: reference(x_t, t, null),
+        )
+        if not self.settings.joint_reference:
+            return networks
+        both = {name: torch.cat([value, null[name]]) for name, value in condition.items()}
+        return replace(networks, joint=lambda x_t, t: reference(torch.cat([x_t, x_t]), torch.cat([t, t]), both))
 
     def _submit(
         self, x0: Float[Tensor, "batch channel height width"], prompts: Sequence[str]
@@ -241,10 +303,10 @@ class Trainer:
         """
         if not self.rewards.terms:
             return [], torch.zeros_like, torch.ones(len(x0), dtype=torch.bool, device=x0.device)
-        decoder, mode = self.family.decoder, self.settings.divergence.gradient
-        images, pull = decoder_vjp(decoder.decode, x0, decoder.chunk, mode)
-        images, drawn = cleaned(images)
-        return self.rewards.submit(images, prompts), pull, drawn
+        decoder = self.family.decoder
+        images, pull = decoder_vjp(decoder.decode, x0, decoder.chunk, self.settings.decoder_graph)
+        images, shown = cleaned(images)
+        return self.rewards.submit(images, prompts), pull, shown
 
     def _reward(
         self,
@@ -254,12 +316,22 @@ class Trainer:
         finite: Bool[Tensor, " batch"],
     ) -> tuple[Float[Tensor, "batch channel height width"], Bool[Tensor, " batch"], dict[str, Tensor | float]]:
         """Await the rewards; return d r_i / d x0_i, the samples still kept, and metrics."""
-        start = time.perf_counter()
-        judged = self.rewards.collect(pending, finite)
-        metrics = judged.metrics | {"seconds/reward_wait": time.perf_counter() - start}
+        with self.stopwatch.stage("reward_wait"):
+            judged = self.rewards.collect(pending, finite)
         if judged.gradient is None or not self.settings.reward_weight:
-            return torch.zeros_like(x0), finite, metrics
-        return pull(judged.gradient), finite & judged.finite, metrics
+            return torch.zeros_like(x0), finite, judged.metrics
+        with self.stopwatch.stage("pull"):
+            return pull(judged.gradient), finite & judged.finite, judged.metrics
+
+    def _encoded(self, prompts: Sequence[str]) -> Condition:
+        with self.stopwatch.stage("text"):
+            return self.family.text_encoder.encode(prompts)
+
+    def _micro_batches(self) -> list[slice]:
+        """Return the rows that are computed at once."""
+        size = self.settings.batch_size
+        most = self.settings.micro_batch_size or size
+        return [slice(start, min(start + most, size)) for start in range(0, size, most)]
 
     def _noise(self) -> Float[Tensor, "batch channel height width"]:
         """Draw standard normal latents of one batch."""
@@ -271,6 +343,10 @@ class Trainer:
         """Draw a noise level for each sample."""
         shape = (self.settings.batch_size,)
         return torch.randint(span.low, span.high + 1, shape, generator=self.rng, device=self.rng.device)
+
+
+def _rows(condition: Condition, rows: slice) -> Condition:
+    return {name: value[rows] for name, value in condition.items()}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 from slingstone.checkpoints.state import State
-from slingstone.config import EMBEDDINGS_LIMIT, KL, Experiment, Objective, Optimizer, PseudoHuber
-from slingstone.engines.engine import ShardedEngine, build_engine, trained
-from slingstone.engines.family import load_family, round_frozen
+from slingstone.config import EMBEDDINGS_LIMIT, KL, Experiment, Objective, PseudoHuber
+from slingstone.engines.engine import build_engine, trained
+from slingstone.engines.family import arrange, load_family, round_frozen
 from slingstone.engines.masters import gather
-from slingstone.networks.adapters import sharing_copy, trained_part
+from slingstone.networks.adapters import called, sharing_copy, trained_part
 from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.embeddings import EmbeddingStore, fingerprint, stored_bytes
 from slingstone.networks.protocol import DTYPES, ModelFamily
@@ -52,30 +53,32 @@ class Parts:
 def assemble(assignment: Assignment[Experiment], rank: int, world: int, device: torch.device) -> Parts:
     """Load and build everything on one rank; the engines' construction is a collective."""
     experiment = assignment.experiment
-    models, training = experiment.models, experiment.training
+    models, training, runtime = experiment.models, experiment.training, experiment.runtime
     torch.manual_seed(experiment.seed)
     family = load_family(experiment, device)
     # Before any weight is rounded, the frozen ones too.
-    alone = experiment.runtime.precision != "fp32"
+    alone = runtime.precision != "fp32"
     averaged = (copy.deepcopy if alone else sharing_copy)(family.generator).requires_grad_(False).eval()
+    parts = [trained_part(network, runtime.merge_adapters) for network in (family.generator, family.assistant)]
     round_frozen(family, experiment)
-    texts = read_prompts(experiment.data.prompts, experiment.data.column)
-    encoder = text_encoder(experiment, family, texts, rank, world)
-
-    def engine(network: nn.Module, optimizer: Optimizer) -> ShardedEngine:
-        return build_engine(trained_part(network), optimizer, experiment.runtime, training.max_grad_norm)
-
-    generator = engine(family.generator, training.generator_optimizer)
-    assistant = engine(family.assistant, training.assistant_optimizer)
-    judges = clients(assignment.served or experiment.rewards, device)
-    prompts = PromptSampler(texts, training.batch_size, rank, world, experiment.seed)
     assert isinstance(family.decoder, VaeDecoder)
     decoder = reward_decoder(
         family.decoder,
         models.reward_decoder,
         DTYPES[models.reward_decoder_precision],
-        experiment.runtime.gradient_checkpointing,
+        runtime.gradient_checkpointing and not runtime.keep_decoder_graph,
     )
+    arrange([family.reference, *chain(*map(called, parts))], decoder, runtime)
+    texts = read_prompts(experiment.data.prompts, experiment.data.column)
+    encoder = text_encoder(experiment, family, texts, rank, world)
+
+    optimizers = training.generator_optimizer, training.assistant_optimizer
+    generator, assistant = (
+        build_engine(part, optimizer, runtime, training.max_grad_norm)
+        for part, optimizer in zip(parts, optimizers, strict=True)
+    )
+    judges = clients(assignment.served or experiment.rewards, device)
+    prompts = PromptSampler(texts, training.batch_size, rank, world, experiment.seed)
     trainer = Trainer(
         family=replace(family, decoder=decoder, text_encoder=encoder),
         generator=generator,
@@ -124,6 +127,8 @@ def step_settings(experiment: Experiment, world: int) -> StepSettings:
     objective, training = experiment.objective, experiment.training
     return StepSettings(
         batch_size=training.batch_size // world,
+        micro_batch_size=experiment.runtime.micro_batch_size or 0,
+        joint_reference=experiment.runtime.joint_reference,
         world_size=world,
         generator_timesteps=Timesteps(objective.generator_timesteps.low, objective.generator_timesteps.high),
         assistant_timesteps=Timesteps(objective.assistant_timesteps.low, objective.assistant_timesteps.high),
@@ -134,6 +139,9 @@ def step_settings(experiment: Experiment, world: int) -> StepSettings:
             flow=objective.flow,
             gradient=objective.gradient,
         ),
+        decoder_graph="kept"
+        if experiment.runtime.keep_decoder_graph or objective.gradient == "direct"
+        else "recomputed",
         reward_weight=objective.reward_weight,
         assistant_updates=training.assistant_updates,
         warmup_images=training.warmup_images,

@@ -105,4 +105,4 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
         results[rival] = parts.measure.reference(rival)
         reporter.found(rival, results[rival], parts.trainer.images)
     reporter.finish(parts.measure, parts.averaged, results, parts.trainer.images)
-    return results | guard.outcome
+    return results | guard.outcome | reporter.largest_stages()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray.train.torch
 import torch
 from PIL.Image import Image
 from torch import nn
@@ -23,6 +24,7 @@ from slingstone.worker.contact import Contact
 from slingstone.worker.guard import Decision
 from slingstone.worker.measure import Measure
 from slingstone.worker.progress import Progress
+from slingstone.worker.throughput import Throughput
 
 
 class Reporter(Contact):
@@ -32,12 +34,18 @@ class Reporter(Contact):
         super().__init__(assignment, rank)
         self._experiment = assignment.experiment
         self._progress = Progress(self.say, self._experiment.training.num_images)
+        self._throughput = None if self._quiet else Throughput(self._experiment, ray.train.torch.get_device())
 
     def step(self, metrics: Mapping[str, float], images: int, num_images: int) -> None:
         """Take note of a step of `num_images` images."""
-        if not self._quiet:
+        if self._throughput is not None:
             self._progress.step(metrics, images, num_images)
-            self._run.metrics({name: value for name, value in metrics.items() if name != "images"}, images)
+            named = {name: value for name, value in metrics.items() if name != "images"}
+            self._run.metrics(named | self._throughput.of(metrics, num_images), images)
+
+    def largest_stages(self) -> dict[str, dict[str, float]]:
+        """Return the parts of a step that took longest since this worker started, as shares, for summary.json."""
+        return {} if self._throughput is None else {"largest_stages": self._throughput.largest()}
 
     def went_back(self, reason: str, images: int) -> None:
         """Take note of a return to an earlier position."""

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from slingstone.config import ATTENTION, Optimizer, Runtime
 from slingstone.engines.engine import build_engine
-from slingstone.networks.adapters import Adapter, add_adapter, cast_frozen, sharing_copy, trained_part
-from slingstone.networks.decoder import VaeDecoder
+from slingstone.engines.family import arrange
+from slingstone.networks.adapters import Adapter, add_adapter, called, cast_frozen, sharing_copy, trained_part
+from slingstone.networks.decoder import VaeDecoder, reward_decoder
 from slingstone.networks.denoiser import OneStepGenerator, ScoreNetwork, unet_output
-from slingstone.networks.protocol import Condition, ModelFamily
+from slingstone.networks.protocol import DTYPES, Condition, ModelFamily
 from slingstone.objectives.diffusion import NoiseSchedule
 from slingstone.objectives.divergence import Divergence, Guidance
 from slingstone.objectives.reward import Scored
@@ -38,11 +39,18 @@ class Architecture:
 
 
 class Variant(NamedTuple):
-    """The way of the gradients, whether activations are checkpointed, and whether adapters alone are trained."""
+    """The way of the gradients, whether activations are checkpointed, and whether adapters alone are trained.
+
+    Attributes:
+        levers: keys of `Runtime` that make it faster or smaller.
+        decoder: dtype of the reward's decoder.
+    """
 
     gradient: Gradient
     checkpointed: bool
     lora: bool
+    levers: Mapping[str, Any] = {}
+    decoder: torch.dtype = torch.float32
 
 
 VARIANTS = {
@@ -108,22 +116,17 @@ def sdxl_like(side: int, width: int, depth: int) -> Architecture:
     return Architecture(unet, vae, side, rank=8)
 
 
-def random_family(
-    architecture: Architecture,
-    variant: Variant,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> ModelFamily:
-    """Return a family with random weights and conditions, its frozen networks in `dtype` and its decoder in fp32."""
+def random_family(architecture: Architecture, variant: Variant, device: torch.device | str = "cpu") -> ModelFamily:
+    """Return a family with random weights and conditions, all of it in fp32."""
     torch.manual_seed(0)
-    schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.9999, 0.005, 1000))
+    schedule = NoiseSchedule.from_alphas_cumprod(torch.linspace(0.9999, 0.005, 1000)).to(device)
     with torch.device(device):
         unet, vae = UNet2DConditionModel(**architecture.unet).eval(), AutoencoderKL(**architecture.vae)
     networks = _three(unet, Adapter(architecture.rank, float(architecture.rank), ATTENTION) if variant.lora else None)
     if variant.checkpointed:
         for module in (*networks, vae):
             module.enable_gradient_checkpointing()
-    family = ModelFamily(
+    return ModelFamily(
         generator=OneStepGenerator(networks[0], unet_output, "eps", schedule, 399, "unscaled"),
         assistant=ScoreNetwork(networks[1], unet_output, "eps", schedule),
         reference=ScoreNetwork(networks[2], unet_output, "eps", schedule),
@@ -132,16 +135,13 @@ def random_family(
         schedule=schedule,
         latent_shape=(4, architecture.side, architecture.side),
     )
-    for part in (family.reference, *((family.generator, family.assistant) if variant.lora else ())):
-        cast_frozen(part, dtype)
-    return family
 
 
 def _three(reference: Any, lora: Adapter | None) -> list[Any]:
     """Return generator, assistant and reference: three whole networks, or one with two adapters."""
     if lora is None:
         copies = [copy.deepcopy(reference), copy.deepcopy(reference)]
-        return [*copies, reference.requires_grad_(False)]  # frozen, as only what is frozen is cast
+        return [*copies, reference.requires_grad_(False)]
     reference.requires_grad_(False)
     adapted = [sharing_copy(reference), sharing_copy(reference)]
     for network in adapted:
@@ -149,8 +149,14 @@ def _three(reference: Any, lora: Adapter | None) -> list[Any]:
     return [*adapted, reference]
 
 
-def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Runtime = PLAIN) -> Trainer:
-    """Return a trainer under an engine, whose reward is brightness, on the family's device."""
+def trainer_of(
+    family: ModelFamily,
+    gradient: Gradient,
+    batch: int,
+    runtime: Runtime = PLAIN,
+    decoder_dtype: torch.dtype = torch.float32,
+) -> Trainer:
+    """Return a trainer under an engine, whose reward is brightness; what is frozen is rounded to its precision."""
     adam = Optimizer(lr=1e-5)
     span = Timesteps(20, 979)
     settings = StepSettings(
@@ -159,13 +165,23 @@ def trainer_of(family: ModelFamily, gradient: Gradient, batch: int, runtime: Run
         assistant_timesteps=span,
         divergence=replace(Divergence(), gradient=gradient, guidance=Guidance("inner", 7.5)),
         reward_weight=1.0,
+        micro_batch_size=runtime.micro_batch_size or 0,
+        joint_reference=runtime.joint_reference,
+        decoder_graph="kept" if runtime.keep_decoder_graph or gradient == "direct" else "recomputed",
     )
-    parts = (trained_part(family.generator), trained_part(family.assistant))
+    networks = (family.generator, family.assistant)
+    parts = [trained_part(network, runtime.merge_adapters) for network in networks]
+    for frozen in (family.reference, *(network for network in networks if network not in parts)):
+        cast_frozen(frozen, DTYPES[runtime.precision])
+    assert isinstance(family.decoder, VaeDecoder)
+    checkpointed = family.decoder.vae.is_gradient_checkpointing and not runtime.keep_decoder_graph
+    decoder = reward_decoder(family.decoder, None, decoder_dtype, checkpointed)
+    arrange([family.reference, *chain(*map(called, parts))], decoder, runtime)
     generator, assistant = (build_engine(part, adam, runtime, 10.0) for part in parts)
     reward = RewardTerm("brightness", 1.0, lambda images, _: _Brightness(images))
     rng = torch.Generator(next(family.reference.parameters()).device).manual_seed(0)
     prompts, panel = repeat([""] * batch), RewardPanel([reward])
-    return Trainer(family, generator, assistant, panel, prompts, settings, rng)
+    return Trainer(replace(family, decoder=decoder), generator, assistant, panel, prompts, settings, rng)
 
 
 class _Conditions:

@@ -1,67 +1,98 @@
-"""Seconds and peak memory of a step at published sizes, and one step against a many-step rival, on random weights."""
+"""Steps at published sizes on random weights: seconds by stage, share of the ceiling, memory; a rival; text."""
 
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers import FluxTransformer2DModel
 from tabulate import tabulate
-from torch import Tensor
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from slingstone.config import Runtime
-from slingstone.networks.sampling import one_step_sampler
-from workbench.benchmark.architecture import SD15, SDXL, VARIANTS, Architecture, Variant, random_family, trainer_of
+from slingstone.config.paths import ROOT
+from slingstone.networks.blocks import compile_blocks
+from slingstone.networks.decoder import VaeDecoder, reward_decoder
+from slingstone.networks.protocol import ModelFamily
+from slingstone.networks.sampling import now, one_step_sampler
+from slingstone.networks.text import SdxlTextEncoder
+from slingstone.step.trainer import Trainer
+from slingstone.worker.throughput import ceiling
+from workbench.benchmark.architecture import SD15, SDXL, Architecture, Variant, random_family, trainer_of
+from workbench.benchmark.rival import Rival, denoiser
 
 GIB = 2**30
-REPEATS = 5
-"""Timed steps, after one that warms up."""
+BF16 = torch.bfloat16
+REPEATS = 3
+"""Timed calls on a GPU, after some that warm up; on a CPU, where nothing but the measurement is tried, one."""
 PUBLISHED_PERCENT = 1.88
 """One step of the paper's 2.6B generator in the time of 50 steps of FLUX-dev, by its authors."""
 MODELS = {"SD1.5, 512 px": SD15, "SDXL, 1024 px": SDXL}
+USEFUL = {"network": {False: (9, 4), True: (8, 3)}, "decoder": 2}
+"""Passes that the algorithm asks for, of whole networks and of adapters: a generator's update, an assistant's update.
+
+See the table in docs/scaling.md; what is computed twice to save memory counts once."""
+_FAST = {"compile": "blocks", "channels_last": True}
+WAYS = {
+    "whole": Variant("recomputed", True, False),
+    "whole, fast": Variant("recomputed", True, False, {**_FAST, "joint_reference": True}, BF16),
+    "whole, fast, decoder's graph kept": Variant(
+        "recomputed", True, False, {**_FAST, "keep_decoder_graph": True}, BF16
+    ),
+    "adapters": Variant("recomputed", True, True),
+    "adapters, merged": Variant("recomputed", True, True, {"merge_adapters": True}),
+    "adapters, merged, fast": Variant("recomputed", True, True, {**_FAST, "merge_adapters": True}, BF16),
+    "adapters, merged, fast, nothing recomputed": Variant(
+        "direct", False, True, {**_FAST, "merge_adapters": True}, BF16
+    ),
+}
+"""How steps are taken: `fast` compiles the repeated blocks and decodes in bf16."""
+REHEARSED = ("whole", "whole, fast, decoder's graph kept", "adapters, merged, fast, nothing recomputed")
+"""Of them, what is tried at tiny size; nothing is compiled there, which would take a minute."""
 
 
-class Rival(NamedTuple):
-    """A FLUX-like transformer by arguments of diffusers' `FluxTransformer2DModel`, and what one picture takes of it.
+class Case(NamedTuple):
+    """A row of the table: a model, one of `WAYS`, and the pictures of a step."""
 
-    The defaults of diffusers are FLUX-dev's 12 billion weights; a token of an image is a square of 16 pixels.
-    """
-
-    name: str
-    transformer: Mapping[str, Any]
-    image_tokens: int
-    text_tokens: int = 512
-    steps: int = 50
+    model: str
+    way: str
+    batch: int
 
 
-FLUX = Rival("a transformer of FLUX-dev's size", {"guidance_embeds": True}, image_tokens=64 * 64)
-TINY = Rival(
-    "a tiny transformer",
-    {
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "joint_attention_dim": 32,
-        "pooled_projection_dim": 16,
-        "axes_dims_rope": (4, 6, 6),
-        "guidance_embeds": True,
-    },
-    image_tokens=16,
-    text_tokens=8,
-    steps=2,
+CASES = (
+    Case("SDXL, 1024 px", "whole", 4),
+    Case("SDXL, 1024 px", "whole, fast", 4),
+    Case("SDXL, 1024 px", "adapters, merged, fast", 4),
+    Case("SDXL, 1024 px", "adapters, merged", 1),
+    Case("SD1.5, 512 px", "whole", 1),
+    Case("SD1.5, 512 px", "whole, fast, decoder's graph kept", 8),
+    Case("SDXL, 1024 px", "adapters", 4),
+    Case("SDXL, 1024 px", "adapters, merged, fast, nothing recomputed", 2),
 )
-"""To try the measurement itself."""
+"""What is asked first comes first: where time is over, the rest is left out."""
 
 
 class Step(NamedTuple):
-    """Seconds of a step, the middle one, and the most GiB at a time, which are not counted on a CPU."""
+    """A step of one update of the assistant and one of the generator.
+
+    Attributes:
+        seconds: of the step, the middle one.
+        update_s: of one more update of the assistant.
+        stages: seconds of the parts of the last step.
+        peak_gib: the most at a time, which is not counted on a CPU.
+        share: of the ceiling that the FLOPs of `USEFUL` reach.
+    """
 
     seconds: float
+    update_s: float
+    stages: Mapping[str, float]
     peak_gib: float | None
+    share: float
 
 
 class Race(NamedTuple):
@@ -72,114 +103,200 @@ class Race(NamedTuple):
     rival: Rival
     rival_s: float
 
-
-def steps(architecture: Architecture, batch: int, device: torch.device, repeats: int) -> dict[str, Step | None]:
-    """Return, by variant, what a whole step of assistant and generator takes in bf16; None if it does not fit."""
-    found: dict[str, Step | None] = {}
-    for name, variant in VARIANTS.items():
-        try:
-            found[name] = _step(architecture, batch, variant, device, repeats)
-        except torch.OutOfMemoryError:
-            found[name] = None
-    return found
+    @property
+    def percent(self) -> float:
+        """The first in percent of the second."""
+        return 100 * self.own_s / self.rival_s
 
 
-def _step(architecture: Architecture, batch: int, variant: Variant, device: torch.device, repeats: int) -> Step:
+def step(
+    architecture: Architecture, batch: int, variant: Variant, device: torch.device, peak_flops: float
+) -> Step | None:
+    """Return what a step takes in bf16, next to the device's ceiling in FLOP/s; None if it does not fit."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    runtime = Runtime(engine="torch", num_workers=1, precision="bf16", use_gpu=cuda)
-    family = random_family(architecture, variant, device, torch.bfloat16)
-    trainer = trainer_of(family, variant.gradient, batch, runtime)
+    runtime = Runtime(engine="torch", num_workers=1, precision="bf16", use_gpu=cuda, **variant.levers)
+    try:
+        family = random_family(architecture, variant, device)
+        network, decoder = forward_flops(family)
+        trainer = trainer_of(family, variant.gradient, batch, runtime, variant.decoder)
+        return _timed(trainer, batch, USEFUL["network"][variant.lora], (network, decoder), device, peak_flops)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _timed(
+    trainer: Trainer,
+    batch: int,
+    passes: tuple[int, int],
+    forward: tuple[int, int],
+    device: torch.device,
+    peak_flops: float,
+) -> Step:
     trainer.step()
-    seconds = _seconds(trainer.step, device, repeats)
-    return Step(seconds, torch.cuda.max_memory_allocated(device) / GIB if cuda else None)
+    if device.type == "cuda":
+        trainer.step()  # a compiled block meets its last new shape
+    seconds = _seconds(trainer.step, device, REPEATS)
+    metrics = trainer.step()
+    stages = {name[8:]: value for name, value in metrics.items() if name.startswith("seconds/") and name[8:] != "step"}
+    update = _seconds(trainer._update_assistant, device, REPEATS)
+    peak = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
+    flops = batch * (sum(passes) * forward[0] + USEFUL["decoder"] * forward[1])
+    return Step(seconds, update, stages, peak, flops / seconds / peak_flops)
+
+
+@torch.no_grad()
+def forward_flops(family: ModelFamily) -> tuple[int, int]:
+    """Return the FLOPs of one picture's pass through the reference and through the decoder."""
+    weight = next(family.reference.parameters())
+    latents = torch.zeros(1, *family.latent_shape, device=weight.device)
+    t = torch.zeros(1, dtype=torch.int64, device=weight.device)
+    condition = family.text_encoder.null(1)
+    found = []
+    for call in (lambda: family.reference(latents, t, condition), lambda: family.decoder.decode(latents)):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        found.append(counter.get_total_flops())
+    return found[0], found[1]
 
 
 def race(model: str, architecture: Architecture, rival: Rival, device: torch.device) -> Race:
     """Time one picture at batch 1: by the one-step generator with its decoder, and by the rival's transformer."""
-    family = random_family(architecture, VARIANTS["LoRA, recomputed, checkpointed"], device, torch.bfloat16)
-    sample = one_step_sampler(family, family.generator)
+    family = random_family(architecture, WAYS["adapters"], device)
+    generator: Any = family.generator
+    reference: Any = family.reference
+    generator.network = nn.Module.to(reference.network, BF16)  # as an adapter is once it is merged
+    assert isinstance(family.decoder, VaeDecoder)
+    decoder = reward_decoder(family.decoder, None, BF16)
+    if device.type == "cuda":
+        for module in (generator, decoder):
+            compile_blocks(module)
+    sample = one_step_sampler(replace(family, decoder=decoder), generator)
     sample([""], [0])
     own = _seconds(lambda: sample([""], [1]), device, REPEATS)
-    del family, sample
-    denoise = _denoiser(rival, device)
+    del family, sample, generator, decoder
+    denoise = denoiser(rival, device)
     denoise()
     return Race(model, own, rival, _seconds(denoise, device, 2))
 
 
-def _denoiser(rival: Rival, device: torch.device) -> Callable[[], Tensor]:
-    kind: Any = FluxTransformer2DModel
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # made in bf16: in fp32 it would take 48 GB
-    try:
-        with torch.device(device):
-            transformer = kind(**rival.transformer).eval()
-            config = transformer.config
-            tokens = torch.randn(1, rival.image_tokens, config["in_channels"])
-            text = torch.randn(1, rival.text_tokens, config["joint_attention_dim"])
-            pooled = torch.randn(1, config["pooled_projection_dim"])
-            places = torch.zeros(rival.image_tokens, 3), torch.zeros(rival.text_tokens, 3)
-            guidance = torch.full((1,), 3.5) if config["guidance_embeds"] else None
-    finally:
-        torch.set_default_dtype(default)
-
-    @torch.no_grad()
-    def denoise() -> Tensor:
-        x = tokens
-        for step in range(rival.steps):
-            t = torch.full((1,), 1 - step / rival.steps, device=device, dtype=torch.bfloat16)
-            flow = transformer(
-                hidden_states=x,
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-                timestep=t,
-                img_ids=places[0],
-                txt_ids=places[1],
-                guidance=guidance,
-                return_dict=False,
-            )[0]
-            x = x - flow / rival.steps
-        return x
-
-    return denoise
+TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 
 
-def report(
-    device: torch.device, found: Mapping[str, Mapping[str, Step | None]], batch: int, race: Race, command: str
-) -> str:
+def prompts_s(configs: Sequence[Mapping[str, Any]], device: torch.device, prompts: int, at_once: int) -> float:
+    """Return how many prompts a pair of SDXL's text encoders of such sizes encodes a second, in bf16."""
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "platform/slingstone/world/scenes/reference/tokenizer")
+    tokenizer.model_max_length = 77
+    first, second = (
+        CLIPTextConfig(
+            **config, projection_dim=config["hidden_size"], vocab_size=49408, eos_token_id=tokenizer.eos_token_id
+        )
+        for config in configs
+    )
+    with torch.device(device):
+        models = CLIPTextModel(first).eval(), CLIPTextModelWithProjection(second).eval()
+    encoder = SdxlTextEncoder(tokenizer, tokenizer, *models, picture_side=1024, zero_null=True).rounding(BF16)
+    texts = [f"a red disc and {number} white rings" for number in range(prompts)]
+
+    def encode() -> None:
+        for start in range(0, prompts, at_once):
+            encoder.encode(texts[start : start + at_once])
+
+    encode()
+    return prompts / _seconds(encode, device, REPEATS)
+
+
+class Measured(NamedTuple):
+    """What the page is made of."""
+
+    ceiling: float
+    steps: Mapping[Case, Step | None]
+    race: Race
+    prompts_s: float
+
+
+def measure(
+    models: Mapping[str, Architecture],
+    cases: Sequence[Case],
+    rival: Rival,
+    text: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    minutes: float,
+    say: Callable[[str], None],
+) -> Measured:
+    """Measure everything and say each row as it is found; cases that begin after so many minutes are left out."""
+    end = time.monotonic() + 60 * minutes
+    peak = ceiling(device, BF16)
+    say(f"ceiling: {peak / 1e12:.3g} TFLOP/s of a large matrix product in bf16")
+    found: dict[Case, Step | None] = {}
+    prompts, at_once = (2048, 64) if device.type == "cuda" else (8, 4)
+    encoded = prompts_s(text, device, prompts, at_once)
+    say(f"text: {encoded:.0f} prompts a second by two encoders")
+    name, largest = list(models.items())[-1]
+    raced = race(name, largest, rival, device)
+    say(f"one step {raced.own_s:.3f} s, {rival.name} {raced.rival_s:.3f} s: {raced.percent:.2f} %")
+    for case in cases:
+        if time.monotonic() > end:
+            say(f"{case.model}, {case.way}: left out, {minutes:g} minutes are over")
+            continue
+        variant = WAYS[case.way]
+        if device.type != "cuda":
+            variant = variant._replace(levers={**variant.levers, "compile": "none"})
+        found[case] = step(models[case.model], case.batch, variant, device, peak)
+        say(
+            ", ".join(
+                f"{heading} {cell}" for heading, cell in zip(HEADINGS, _row(case, found[case]), strict=True) if cell
+            )
+        )
+    return Measured(peak, found, raced, encoded)
+
+
+HEADINGS = ("model", "way", "batch", "s, K=1", "img/s, K=1", "img/s, K=5", "of the ceiling", "peak GiB", "stages, s")
+
+
+def _row(case: Case, found: Step | None) -> list[str]:
+    if found is None:
+        return [case.model, case.way, str(case.batch), "does not fit", "", "", "", "", ""]
+    five = found.seconds + 4 * found.update_s
+    stages = sorted(found.stages.items(), key=lambda item: -item[1])
+    return [
+        *(case.model, case.way, str(case.batch), f"{found.seconds:.3f}"),
+        *(f"{case.batch / found.seconds:.2f}", f"{case.batch / five:.2f}", f"{found.share:.1%}"),
+        "" if found.peak_gib is None else f"{found.peak_gib:.1f}",
+        " ".join(f"{name} {seconds:.3f}" for name, seconds in stages[:6]),
+    ]
+
+
+def report(device: torch.device, found: Measured, command: str) -> str:
     """Return the measurement as a part of docs/benchmarks.md."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, diffusers {diffusers.__version__}"
-    rows = [
-        [model, variant, *(("does not fit", "") if step is None else (f"{step.seconds:.2f}", _gib(step)))]
-        for model, variants in found.items()
-        for variant, step in variants.items()
-    ]
-    headings = ["model", "step", "seconds", "peak GiB"]
+    rows = [_row(case, step) for case, step in found.steps.items()]
+    race = found.race
     return f"""    {command}
 
-{where}; {versions}; bf16, plain torch engine, pictures a step: {batch}, random weights.
+{where}; {versions}; bf16, plain torch engine, random weights.
+Ceiling: {found.ceiling / 1e12:.3g} TFLOP/s of a large matrix product in the same run. The share counts the FLOPs that
+the algorithm asks for, not those that are recomputed. K is the number of the assistant's updates a step.
 
-{tabulate(rows, headings, "pipe", disable_numparse=True, stralign=None)}
+{tabulate(rows, HEADINGS, "pipe", disable_numparse=True, stralign=None)}
 
 One picture of {race.model} in one step, decoded: {race.own_s:.3f} s. {race.rival.steps} steps of
-{race.rival.name}, not decoded: {race.rival_s:.3f} s. That is {100 * race.own_s / race.rival_s:.2f} %;
-the paper's authors have {PUBLISHED_PERCENT} % for SDXL and FLUX-dev."""
+{race.rival.name}, not decoded: {race.rival_s:.3f} s. That is {race.percent:.2f} %;
+the paper's authors have {PUBLISHED_PERCENT} % for SDXL and FLUX-dev.
 
-
-def _gib(step: Step) -> str:
-    return "" if step.peak_gib is None else f"{step.peak_gib:.1f}"
+SDXL's two text encoders encode {found.prompts_s:.0f} prompts a second."""
 
 
 def _seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Return the median time of some calls."""
-    taken, wait = [], torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
+    taken = []
+    for _ in range(repeats if device.type == "cuda" else 1):
+        start = now(device)
         call()
-        wait()
-        taken.append(time.perf_counter() - start)
+        taken.append(now(device) - start)
     return statistics.median(taken)

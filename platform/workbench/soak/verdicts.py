@@ -17,7 +17,7 @@ from slingstone.config import Experiment
 from slingstone.engines.shards import read
 from workbench.soak.processes import DAEMONS, Level, Process
 
-TIMES = ("seconds/", "seconds_per_image")
+TIMES = ("seconds/", "seconds_per_image", "images_per_second", "mfu", "memory/")
 """Parts of the names of metrics that differ from run to run."""
 ENDING_S = 10.0
 
