@@ -9,6 +9,7 @@ CONFIG ?= configs/align/scenes.yaml
 REWARD ?= configs/reward/scenes.yaml
 SWEEP ?= configs/sweep/scenes.yaml
 CLAIMS ?= configs/claims/scenes.yaml
+ARENA ?= configs/arena/scenes.yaml
 EVALUATE ?= configs/evaluate/scenes.yaml
 STORAGE ?= $(CURDIR)/outputs
 TESTS_AT_ONCE ?= 3
@@ -32,7 +33,7 @@ export RAY_LOGGER_LEVEL := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align reward sweep evaluate claims world mlflow stop test coverage test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu parity clean
+.PHONY: help setup align reward sweep evaluate arena claims world mlflow stop test coverage test-slow soak test-gpu test-ui infra-services check format bench bench-rewards bench-gpu parity clean
 
 help: ## list the commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
@@ -55,6 +56,9 @@ sweep: $(STAMP) ## vary the run's configuration and find what is best held out, 
 
 evaluate: $(STAMP) ## judge models side by side on sets of prompts, in the same way
 	$(call submit,jobs/evaluate.py $(EVALUATE))
+
+arena: $(STAMP) ## open a page in which to draw, compare and vote, on the demo's generators; `make stop` closes it
+	$(call submit,jobs/arena.py $(ARENA))
 
 claims: STUDIES = $(basename $(notdir $(CLAIMS)))
 claims: $(STAMP) ## put the paper's claims to the test, in hours; finished runs are kept, and docs/claims.md is rewritten

@@ -18,7 +18,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 # This layer changes with the versions only. An editable install is a link to the source, which the next layer brings.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN python -m pip install --quiet --no-cache-dir --constraint constraints.txt --editable . \
+RUN python -m pip install --quiet --no-cache-dir --constraint constraints.txt --editable '.[postgres]' \
     && python -c "import torch; assert torch.version.cuda, 'the index offered the CPU build of torch'"
 
 COPY jobs/ jobs/

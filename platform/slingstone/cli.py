@@ -144,6 +144,20 @@ def votes(given: argparse.Namespace) -> None:
         say(f"skipped {len(skipped)} bad rows")
 
 
+def arena(given: argparse.Namespace) -> None:
+    """Serve generators in a page in which people draw, compare and vote."""
+    from slingstone.arena.preparation import prepare
+    from slingstone.config import Arena, load_as, to_yaml
+
+    planned = prepare(load_as(Arena, given.config, given.overrides))
+    if given.dry_run:
+        print(to_yaml(planned), end="")
+        return
+    from slingstone.arena.opening import open_arena  # imports torch and ray, which take seconds
+
+    open_arena(planned, say)
+
+
 def head(given: argparse.Namespace) -> None:
     """Start or stop the local Ray head of this installation; `start` prints how a shell reaches it."""
     from slingstone.config.paths import ROOT
@@ -222,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {stop}")
     add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {stop}")
     add_config(command(reward), "configs/reward/scenes.yaml", "votes.limit=300", f"{check} fitting {stop}")
+    add_config(command(arena), "configs/arena/scenes.yaml", "door.port=8500", f"{check} arena {stop}")
     planned = add_config(command(plan), "configs/align/sdxl.yaml", "runtime.zero_stage=3")
     planned.add_argument("--gpus", type=int, default=8, help="GPUs that train")
     planned.add_argument("--device", default="h100", help="kind of GPU, such as a100")

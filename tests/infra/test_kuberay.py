@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from slingstone.checkpoints import run_directory
-from slingstone.config import Comparison, Sweep, load, load_as
+from slingstone.config import Arena, Comparison, Sweep, load, load_as
 from slingstone.driver import placement
 from slingstone.sweep import trials
 from slingstone.sweep.search import concurrency
@@ -196,6 +196,34 @@ def test_the_demo_fits_the_small_cluster():
 def test_the_service_serves_what_configs_serve_says():
     service = overlay("rewards")["RayService/rewards"]["spec"]
     assert yaml.safe_load(service["serveConfigV2"]) == yaml.safe_load((ROOT / "configs/serve/rewards.yaml").read_text())
+
+
+def test_the_arenas_cluster_holds_its_generators_and_its_door_wants_a_token():
+    items = overlay("arena")
+    served = yaml.safe_load(items["RayService/arena"]["spec"]["serveConfigV2"])
+    (application,) = served["applications"]
+    arena = Arena.model_validate(application["args"])
+    assert arena.door.access == "token"
+    assert "@arena-postgres:5432" in (arena.votes or "")  # without a password: libpq has it from PGPASSWORD
+    started = at_start(ray_spec(items))
+    assert len(arena.generators) * arena.drawers.num_gpus <= started["GPU"]
+    assert len(arena.generators) * arena.drawers.num_cpus <= started["CPU"]
+    ours = load_as(Arena, ROOT / "configs/arena/scenes.yaml")
+    same = {"generators": ours.generators[:1], "rewards": ours.rewards, "prompts": ours.prompts}
+    assert same == {"generators": arena.generators[:1], "rewards": arena.rewards, "prompts": arena.prompts}
+
+
+def test_only_rays_pods_reach_the_votes_and_only_an_ingress_the_door():
+    items = overlay("arena")
+    (port,) = items["NetworkPolicy/arena"]["spec"]["ingress"][0]["ports"]
+    served = yaml.safe_load(items["RayService/arena"]["spec"]["serveConfigV2"])
+    assert port["port"] == served["http_options"]["port"]
+    votes = items["NetworkPolicy/arena-postgres"]["spec"]
+    pod = items["StatefulSet/arena-postgres"]["spec"]["template"]["metadata"]["labels"]
+    assert votes["podSelector"]["matchLabels"].items() <= pod.items()
+    (rule,) = votes["ingress"]
+    ray = ray_spec(items)["headGroupSpec"]["template"]["metadata"]["labels"]
+    assert rule["from"][0]["podSelector"]["matchLabels"].items() <= ray.items()
 
 
 def test_the_services_workers_become_ready_without_a_proxy():

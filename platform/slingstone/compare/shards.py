@@ -122,14 +122,24 @@ def files_of(entry: Model) -> list[str]:
     return [models_of(entry).reference, models_of(entry).generator]
 
 
+def exported(run: AlignedRun) -> bool:
+    """Return whether a run has exported its generator."""
+    return (Path(run.run) / "pipeline" / "model_index.json").is_file()
+
+
+def absent_model(field: str, model: Model) -> Iterator[str]:
+    """Yield what of a model is not there."""
+    if isinstance(model, AlignedRun) and not exported(model):
+        yield f"{field}.run = {model.run!r}: holds no exported pipeline; finish the run, or give another directory"
+        return
+    for path in files_of(model):
+        yield from preflight.absent(field, path)
+
+
 def _mistakes(comparison: Comparison) -> Iterator[str]:
     named: list[tuple[str, str]] = []
     for model in comparison.models:
-        field = f"models.{model.name}"
-        if isinstance(model, AlignedRun) and not (Path(model.run) / "pipeline" / "model_index.json").is_file():
-            yield f"{field}.run = {model.run!r}: holds no exported pipeline; finish the run, or give another directory"
-        else:
-            named += [(field, path) for path in files_of(model)]
+        yield from absent_model(f"models.{model.name}", model)
     for entry in comparison.prompts:
         try:
             pictures = len(grouped_prompts(entry)) * comparison.images_per_prompt

@@ -1,5 +1,6 @@
 """A run as one frozen pydantic tree. Imports neither torch nor ray, so that a mistake shows in half a second."""
 
+from slingstone.config.arena import Arena
 from slingstone.config.comparison import Comparison
 from slingstone.config.experiment import Experiment
 from slingstone.config.fitting import RewardComparison, RewardFit

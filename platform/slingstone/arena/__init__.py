@@ -1,0 +1,1 @@
+"""Generators served, compared and voted on, in a page."""

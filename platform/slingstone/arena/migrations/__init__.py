@@ -1,0 +1,1 @@
+"""Alembic's revisions of the arena's tables, oldest first."""
