@@ -102,7 +102,9 @@ def small(
     assistant = build_engine(trained_part(made.assistant), ADAM, runtime, 1.0)
     prompts = PromptSampler(["a", "bb", "ccc", "dddd", "eeeee"], BATCH, rank, world)
     levels = Timesteps(0, LEVELS - 1)
-    settings = StepSettings(BATCH // world, levels, levels, world, reward_weight=0.1, ema_half_life_images=32.0)
+    settings = StepSettings(
+        BATCH // world, levels, levels, world_size=world, reward_weight=0.1, ema_half_life_images=32.0
+    )
     term = replace(linear_reward("slope", torch.tensor([1.0, 0.5, -1.0])), scale=RunningScale(40.0))
     trainer = Trainer(
         family=made.build().family,

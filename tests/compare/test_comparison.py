@@ -19,7 +19,8 @@ from reward_services import contents
 from slingstone.compare import results, schedule, table
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import directory, prepare, shards_of
-from slingstone.config import Comparison, ConfigError, load_as, to_yaml
+from slingstone.config import Comparison, ConfigError, kind_of, load_as, to_yaml
+from slingstone.config.fitting import RewardComparison
 from slingstone.driver.launch import RunFailed
 from slingstone.evaluation.protocol import merge
 from slingstone.networks.latent_diffusion import load
@@ -80,7 +81,7 @@ def planned(path: Path) -> Comparison:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
-    assert load_as(Comparison, path).name == path.stem
+    assert load_as(RewardComparison if kind_of(path) == "rewards" else Comparison, path).name == path.stem
 
 
 def test_a_finished_run_is_evaluated_to_the_digit_as_it_was_in_training(micro, aligned, write_comparison, tmp_path):

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slingstone.networks.adapters import (
     Adapter,

@@ -47,6 +47,9 @@ class Listener:
     def guarded(self, decision: Any) -> Any:
         return decision
 
+    def largest_stages(self) -> dict[str, Any]:
+        return {}
+
     def quiet(self, *_: Any) -> None:
         """Take note of nothing."""
 

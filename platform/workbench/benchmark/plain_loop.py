@@ -36,7 +36,7 @@ class _Descent:
     def __init__(self, network: nn.Module, optimizer: Optimizer, max_grad_norm: float) -> None:
         kind = torch.optim.AdamW if optimizer.kind == "adamw" else torch.optim.Adam
         self._weights = [weight for weight in network.parameters() if weight.requires_grad]
-        self._optimizer = kind(self._weights, **optimizer.model_dump(exclude={"kind", "warmup_steps"}))
+        self._optimizer = kind(self._weights, **optimizer.model_dump(include={"lr", "betas", "eps", "weight_decay"}))
         steps = max(1, optimizer.warmup_steps)
         self._warmup = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: min(1.0, (step + 1) / steps))
         self._max_grad_norm = max_grad_norm
