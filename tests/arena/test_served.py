@@ -92,6 +92,7 @@ def test_what_the_arena_refuses_reaches_a_program_with_its_reason(served):
     assert caught.value.status == 422
 
 
+@pytest.mark.slow
 def test_no_acknowledged_vote_is_lost_or_doubled_when_replicas_die(served):
     import ray
     from ray import serve

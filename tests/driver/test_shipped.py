@@ -67,7 +67,7 @@ def check_shipped(run: Experiment, summary: dict[str, Any], target: Path) -> Non
 
 
 def cases() -> list[Any]:
-    """Every engine in both precisions, whole and by adapters, less what a run refuses; one is for every day."""
+    """Every engine and precision, whole and by adapters, less what a run refuses; test_align has an everyday one."""
     found = []
     for engine, runtime in ENGINES.items():
         for precision in ("fp32", "bf16"):
@@ -75,9 +75,8 @@ def cases() -> list[Any]:
                 if (engine, kind) == ("zero3", "adapters") or (engine, precision) == ("zero0", "bf16"):
                     continue
                 label = f"{engine} {precision} {kind}"
-                marks = [] if label == "torch bf16 adapters" else [pytest.mark.slow]
                 overrides = (*runtime, f"runtime.precision={precision}", *lora)
-                found.append(pytest.param(overrides, id=label, marks=marks))
+                found.append(pytest.param(overrides, id=label, marks=pytest.mark.slow))
     return found
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from workbench.trace_steps import trace
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_trace_of_three_steps_names_their_stages(cluster, micro):
