@@ -1,8 +1,6 @@
 """The HTTP way in: POST a request of `wire`, GET what the service is. Serve's proxy calls it inside a replica."""
 
 import asyncio
-import hmac
-import ipaddress
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,6 +11,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
+from reward_services.access import bears, is_loopback
 from reward_services.protocol import MalformedRequestError, RewardError, UnauthorisedError
 from reward_services.spec import HttpSpec
 from reward_services.wire import MEDIA_TYPE, TOKEN_VARIABLE, decode_request, encode_answer, encode_error, too_large
@@ -55,11 +54,7 @@ class HttpIngress:
 
     def _authorise(self, request: Request) -> None:
         token = os.environ.get(TOKEN_VARIABLE, "")
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # In constant time, so that its duration does not tell how much of a guess was right.
-        if token and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
-            return
-        if self.settings.access == "loopback" and _is_loopback(request):
+        if bears(request, token) or (self.settings.access == "loopback" and is_loopback(request)):
             return
         if not token and self.settings.access == "token":
             reason = f"has no token: set {TOKEN_VARIABLE} where the service runs, or http.access: loopback"
@@ -80,13 +75,6 @@ class HttpIngress:
             if len(body) > self.settings.max_body_bytes:
                 raise too_large(self.reward, len(body), self.settings)
         return await asyncio.to_thread(decode_request, self.reward, bytes(body), self.settings)
-
-
-def _is_loopback(request: Request) -> bool:
-    try:
-        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 def _refusal(error: RewardError) -> Response:

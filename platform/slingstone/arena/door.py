@@ -3,8 +3,6 @@
 An error is `{"error": kind, "reason": sentence}`; it repeats nothing that came in, and tells nothing of the inside.
 """
 
-import hmac
-import ipaddress
 import logging
 import os
 import secrets
@@ -25,14 +23,15 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reward_services.access import bears, is_loopback
 from reward_services.unicode import HALF_PAIR
+from slingstone.arena.client import TOKEN_VARIABLE
 from slingstone.arena.errors import Contradicted, Refused, Unavailable
 from slingstone.arena.gallery import Gallery
 from slingstone.arena.pairs import Asked
 from slingstone.config.arena import Door
 from slingstone.preferences.parquet import write_parquet
 
-TOKEN_VARIABLE = "SLINGSTONE_ARENA_TOKEN"
 PAGE = Path(__file__).parent / "page"
 OPEN_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'",
@@ -235,12 +234,7 @@ def _guard(settings: Door) -> Callable[[Request, Callable[[Request], Awaitable[R
 
 def _refused(request: Request, settings: Door) -> Response | None:
     """Return the refusal of who may not come in."""
-    token = os.environ.get(TOKEN_VARIABLE, "")
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    # In constant time, so that its duration does not tell how much of a guess was right.
-    if token and scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
-        return None
-    if settings.access == "loopback" and _is_local(request):
+    if bears(request, os.environ.get(TOKEN_VARIABLE, "")) or (settings.access == "loopback" and _is_local(request)):
         return None
     wanted = f"wants the header 'Authorization: Bearer ...' with its {TOKEN_VARIABLE}"
     return refusal(401, "UnauthorisedError", wanted, {"www-authenticate": "Bearer"})
@@ -250,11 +244,11 @@ def _is_local(request: Request) -> bool:
     """Return whether somebody of this machine asks, and no page of elsewhere through his browser."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     try:
-        loopback = request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
         named = urlsplit(f"//{host}").hostname in LOCAL_NAMES
+        same = origin is None or urlsplit(origin).netloc == host
     except ValueError:
         return False
-    return loopback and named and (origin is None or urlsplit(origin).netloc == host)
+    return is_loopback(request) and named and same
 
 
 class _Rate:

@@ -6,20 +6,19 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from ray import serve
 
 from slingstone.arena.gallery import Drawn, Identity
 from slingstone.arena.pairs import Asked
-from slingstone.compare.contents import by_content, digest
+from slingstone.compare.contents import digest
 from slingstone.compare.evaluator import load_sampler
-from slingstone.compare.shards import LOADED, models_of
+from slingstone.compare.shards import contents_of
 from slingstone.config import Rewards
 from slingstone.config.arena import Drawers
 from slingstone.config.comparison import Model, Stock
-from slingstone.evaluation.grids import to_picture
+from slingstone.evaluation.grids import from_picture, to_picture
 from slingstone.networks.sampling import Sampler
 from slingstone.worker.measure import judge
 from slingstone.worker.rewards import clients
@@ -29,10 +28,10 @@ WARM_UP = "a picture"
 
 def identity(entry: Model) -> Identity:
     """Return a generator's identity; `weights` is a digest of its files and settings, wherever they lie."""
+    weights = digest(contents_of(entry))
     if isinstance(entry, Stock):
-        facts = entry.model_dump(mode="json", exclude={"name", "parameters"})
-        return Identity(digest(by_content(facts)), entry.steps, entry.scheduler or "pipeline")
-    return Identity(digest(by_content(models_of(entry).model_dump(mode="json", include=LOADED))), 1, "one_step")
+        return Identity(weights, entry.steps, entry.scheduler or "pipeline")
+    return Identity(weights, 1, "one_step")
 
 
 class Drawer:
@@ -88,8 +87,7 @@ class Judge:
         return await asyncio.to_thread(self._score, png, prompt)
 
     def _score(self, png: bytes, prompt: str) -> Mapping[str, float]:
-        levels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        images = torch.from_numpy(levels.copy()).permute(2, 0, 1)[None].float() / 255
+        images = from_picture(Image.open(io.BytesIO(png)))[None]
         return {name: float(scores[0]) for name, scores in self._judge(images, [prompt]).items()}
 
 

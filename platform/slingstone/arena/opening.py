@@ -10,7 +10,7 @@ from ray import serve
 
 from slingstone.arena.deployment import build
 from slingstone.config import Arena
-from slingstone.driver.cluster import connect
+from slingstone.driver.cluster import connect, starting
 
 
 def open_arena(arena: Arena, say: Callable[[str], None], closed: threading.Event | None = None) -> None:
@@ -44,7 +44,8 @@ def listen(arena: Arena) -> None:
     http: dict[str, Any] = {"host": arena.door.host, "port": arena.door.port}
     http["request_timeout_s"] = arena.drawers.deadline_s + 10  # the arena's own answer comes first
     start = {"http_options": http, "proxy_location": "HeadOnly", "logging_config": {"log_level": "ERROR"}}
-    serve.start(**start)
+    with starting("Ray Serve did not start"):
+        serve.start(**start)
     if not serve.status().proxies and not serve.status().applications:
         serve.shutdown()  # runs that are over had it without HTTP
         serve.start(**start)

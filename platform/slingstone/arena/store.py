@@ -4,8 +4,6 @@ What is acknowledged is on disk: every method that writes returns after the comm
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, astuple, dataclass
@@ -24,6 +22,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from slingstone.arena.errors import Contradicted
 from slingstone.arena.tables import DRAWINGS, TAKEN_BACK, VOTES
+from slingstone.atomic import replacing
 from slingstone.preferences.table import PROVENANCE, Choice, Picture, Preference
 
 LOCK_TIMEOUT_S = 120
@@ -125,12 +124,8 @@ class Store:
         digest = hashlib.sha256(data).hexdigest()
         file = self._file(digest)
         if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
-                partial.write(data)
-                partial.flush()
-                os.fsync(partial.fileno())
-            Path(partial.name).replace(file)
+            with replacing(file) as partial:
+                partial.write_bytes(data)
         return digest
 
     def drawing(self, key: str) -> Drawing | None:

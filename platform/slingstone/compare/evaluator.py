@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
@@ -18,7 +17,7 @@ from slingstone.atomic import replacing
 from slingstone.compare.shards import LOADED, Shard, grouped_prompts, models_of
 from slingstone.config import Comparison
 from slingstone.config.comparison import Features, Model, Stock
-from slingstone.evaluation.grids import first_pictures
+from slingstone.evaluation.grids import first_pictures, from_picture
 from slingstone.evaluation.protocol import Evaluation, Judge, evaluate
 from slingstone.networks.features import Extractor, load_extractor
 from slingstone.networks.latent_diffusion import load
@@ -161,4 +160,4 @@ def _picture(file: Path, side: int | None) -> Float[Tensor, "3 rows columns"]:
     picture = Image.open(file).convert("RGB")
     if side is not None:
         picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    return from_picture(picture)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from reward_services.identity import identity
 from slingstone.compare.contents import by_content, digest
@@ -73,12 +74,8 @@ def directory(comparison: Comparison) -> Path:
 
 def model_directory(comparison: Comparison, model: Model) -> Path:
     """Return the folder of all that is known of a model; another one when the bytes or settings behind it change."""
-    if isinstance(model, Stock):
-        drawn = model.model_dump(mode="json", exclude={"name", "parameters"})
-    else:
-        drawn = models_of(model).model_dump(mode="json", include=LOADED)
     facts = {
-        "model": by_content(drawn),
+        "model": contents_of(model),
         "rewards": [
             [entry.name, identity(entry), entry.device, entry.self_test_score] for entry in comparison.rewards.services
         ],
@@ -87,6 +84,13 @@ def model_directory(comparison: Comparison, model: Model) -> Path:
         "measures": [comparison.oracle, comparison.diversity],
     }
     return directory(comparison) / "shards" / f"{model.name}-{digest(facts)}"
+
+
+def contents_of(model: Model) -> Any:
+    """Return what decides a model's pictures beside prompts and seeds, as plain values, files by their digests."""
+    if isinstance(model, Stock):
+        return by_content(model.model_dump(mode="json", exclude={"name", "parameters"}))
+    return by_content(models_of(model).model_dump(mode="json", include=LOADED))
 
 
 def prepare(comparison: Comparison) -> Comparison:

@@ -53,7 +53,7 @@ def align(
         RunFailed: training did not come to its end; the run's directory holds the traceback.
         SystemExit: SIGTERM came; the run is saved, and the same name continues it.
     """
-    history = RunDirectory(Path(experiment.storage) / "align" / experiment.name)
+    history = RunDirectory(Path(experiment.storage) / experiment.job / experiment.name)
     with run_lease.held(history.directory, say):
         return _align(experiment, history, say, parent, callbacks, rank or _rank)
 
@@ -85,34 +85,43 @@ def _align(
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
-        opened = tracking.open_run(experiment, uri, history.directory, history.mlflow_run(uri), parent)
-        # With the workers' journal, to deliver what they could not.
-        journal = journal_of(history.directory, opened.run_id)
-        tracked = tracking.Run(uri, opened.run_id, journal, experiment.tracking.on_failure)
-        with ending(tracked, history, say):
-            results = survived(experiment, rank, history, tracked, say, callbacks, served)
+        with tracked(experiment, uri, history, say, parent) as run:
+            results = survived(experiment, rank, history, run, say, callbacks, served)
             images = results.get("guard", {}).get("images", experiment.training.num_images)
-            facts = {"name": experiment.name, "images": images, "mlflow_run_id": tracked.run_id}
+            facts = {"name": experiment.name, "images": images, "mlflow_run_id": run.run_id}
             facts |= {"cut_prompts": cut}
             facts |= {"mlflow_uri": tracking.redacted(uri), "seconds": round(time.monotonic() - start, 1)}
-            tracked.artifact(history.end(results | facts))
-            tracked.artifact(history.directory / "config.yaml")
+            run.artifact(history.end(results | facts))
+            run.artifact(history.directory / "config.yaml")
     _conclude(results | facts, history, say)
     return results | facts
 
 
 @contextmanager
-def ending(tracked: tracking.Run, history: RunDirectory, say: Callable[[str], None]) -> Iterator[None]:
-    """End an MLflow run as the block ends: finished, failed, or killed."""
+def tracked(
+    job: TrainingJob, uri: str, history: RunDirectory, say: Callable[[str], None], parent: str | None = None
+) -> Iterator[tracking.Run]:
+    """Yield the MLflow run of a job, the one of before if it goes on; it ends as the block: finished, failed or killed.
+
+    Args:
+        job: what runs.
+        uri: of the store.
+        history: of the job.
+        say: shows a line to the user.
+        parent: id of the run that it is shown under.
+    """
+    opened = tracking.open_run(job, uri, history.directory, history.mlflow_run(uri), parent)
+    # With the workers' journal, to deliver what they could not.
+    run = tracking.Run(uri, opened.run_id, journal_of(history.directory, opened.run_id), job.tracking.on_failure)
     status = "FAILED"
     try:
-        yield
+        yield run
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
-        if not tracked.end(status):
+        if not run.end(status):
             say(f"MLflow cannot be reached: numbers wait in {history.directory}, the same command delivers them")
 
 
@@ -120,7 +129,7 @@ def survived(
     experiment: TrainingJob,
     rank: Callable[[dict[str, Any]], dict[str, Any]],
     history: RunDirectory,
-    tracked: tracking.Run,
+    run: tracking.Run,
     say: Callable[[str], None],
     callbacks: Sequence[ray.train.UserCallback] = (),
     served: Rewards | None = None,
@@ -131,9 +140,9 @@ def survived(
         RunFailed: training did not come to its end.
         SystemExit: SIGTERM came; what was reached is saved.
     """
-    history.begin(experiment, tracked.uri, tracked.run_id)
+    history.begin(experiment, run.uri, run.run_id)
     with told_to_stop(say) as stop, open_board(say, stop) as shown:
-        assignment = Assignment(experiment, str(history.directory), tracked.uri, tracked.run_id, shown, served)
+        assignment = Assignment(experiment, str(history.directory), run.uri, run.run_id, shown, served)
         attempt = partial(fit, experiment, rank, {"assignment": assignment}, history.directory, callbacks)
         results = surviving(attempt, partial(newest, experiment), experiment.recovery.max_failures, say)
     if not results:

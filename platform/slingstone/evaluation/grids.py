@@ -1,10 +1,11 @@
-"""Tensors to pictures for people: a grid with a row a prompt and a column a model."""
+"""Tensors to pictures for people, and back: a grid with a row a prompt and a column a model."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.ft2font import FT2Font
@@ -27,6 +28,11 @@ def to_picture(image: Float[Tensor, "3 rows columns"]) -> Image.Image:
     """Return the picture, rounded to 8 bits."""
     levels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_picture(picture: Image.Image) -> Float[Tensor, "3 rows columns"]:
+    """Return a picture's RGB in [0, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def first_pictures(sampler: Sampler, prompts: Sequence[str], seed: int = 0) -> Float[Tensor, "batch 3 rows columns"]:

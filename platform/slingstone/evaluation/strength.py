@@ -2,8 +2,7 @@
 
 Ties are part of the model. Votes of one person, and votes on one prompt, are no independent samples: intervals resample
 voters and prompts, not votes.
-Source: Davidson 1970, "On extending the Bradley-Terry model to accommodate ties"; Owen 2007, arXiv:0712.1111 (bootstrap
-of crossed factors).
+Source: Davidson 1970, "On extending the Bradley-Terry model to accommodate ties".
 """
 
 from collections.abc import Sequence
@@ -11,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from scipy.stats import binomtest
+
+from slingstone.evaluation.resampling import crossed, interval_of_mean
 
 Winner = Literal["first", "second", "neither"]
 PRIOR = 0.01
@@ -109,7 +110,9 @@ def rate(duels: Sequence[Duel], models: Sequence[str], seed: int = 0) -> dict[st
     """Return each model's log strength; 0 is the mean of all. Votes on two pictures of one model say nothing here."""
     duels = [duel for duel in duels if duel.first != duel.second]
     found = fit(*counted(duels, models)).log
-    drawn = np.stack([fit(*counted(duels, models, weights)).log for weights in _resampled(duels, seed)])
+    drawn = np.stack(
+        [fit(*counted(duels, models, weights)).log for weights in crossed(_factors(duels), RESAMPLES, seed)]
+    )
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return {model: Interval(float(found[i]), float(low[i]), float(high[i])) for i, model in enumerate(models)}
 
@@ -120,12 +123,7 @@ def win_share(duels: Sequence[Duel], model: str, rival: str, seed: int = 0) -> I
     if not duels:
         return None
     got = np.array([_points(duel, model) for duel in duels])
-    drawn = []
-    for weights in _resampled(duels, seed):
-        if weights.sum():
-            drawn.append(float((weights * got).sum() / weights.sum()))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(got.mean()), float(low), float(high))
+    return Interval(float(got.mean()), *interval_of_mean(got, _factors(duels), RESAMPLES, seed))
 
 
 def _points(duel: Duel, model: str) -> float:
@@ -134,17 +132,5 @@ def _points(duel: Duel, model: str) -> float:
     return float((duel.first if duel.winner == "first" else duel.second) == model)
 
 
-def _resampled(duels: Sequence[Duel], seed: int) -> list[Float[np.ndarray, " duel"]]:
-    """Return weights of the votes, where voters and prompts were drawn again with replacement."""
-    draw = np.random.default_rng(seed)
-    voters, prompts = _numbered([duel.voter for duel in duels]), _numbered([duel.prompt for duel in duels])
-    return [1.0 * _drawn(voters, draw)[voters] * _drawn(prompts, draw)[prompts] for _ in range(RESAMPLES)]
-
-
-def _numbered(names: Sequence[str]) -> Int[np.ndarray, " duel"]:
-    return np.unique(np.array(names, dtype=str), return_inverse=True)[1].reshape(-1)
-
-
-def _drawn(numbers: Int[np.ndarray, " duel"], draw: np.random.Generator) -> Int[np.ndarray, " cluster"]:
-    count = int(numbers.max(initial=-1)) + 1
-    return draw.multinomial(count, np.full(count, 1 / count)) if count else np.zeros(0, dtype=int)
+def _factors(duels: Sequence[Duel]) -> tuple[list[str], list[str]]:
+    return [duel.voter for duel in duels], [duel.prompt for duel in duels]

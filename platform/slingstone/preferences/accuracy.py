@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
+from slingstone.evaluation.resampling import interval_of_mean
+
 RESAMPLES = 1000
 BINS = 10
 
@@ -56,25 +58,12 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(judged: Judged, seed: int = 0) -> Accuracy:
-    """Return how many of the votes that choose the scores foretell.
-
-    The bootstrap draws prompts and voters anew, each with replacement, and weighs a vote by how often both were drawn:
-    the votes of a person, and those on a prompt, are no independent samples.
-    """
+    """Return how many of the votes that choose the scores foretell; the bootstrap is over prompts and voters."""
     right, votes = judged.right, int(judged.decided.sum())
     if votes == 0:
         return Accuracy(float("nan"), float("nan"), float("nan"), 0)
-    rng = np.random.default_rng(seed)
-    drawn = np.ones((RESAMPLES, votes))
-    for names in (judged.prompts, judged.voters):
-        _, places = np.unique(np.asarray(names)[judged.decided], return_inverse=True)
-        count = int(places.max()) + 1
-        if count > 1:
-            drawn *= rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, places]
-    total = drawn.sum(axis=1)
-    rates = (drawn @ right)[total > 0] / total[total > 0]
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return Accuracy(float(right.mean()), float(low), float(high), votes)
+    factors = [np.asarray(names)[judged.decided].tolist() for names in (judged.prompts, judged.voters)]
+    return Accuracy(float(right.mean()), *interval_of_mean(right, factors, RESAMPLES, seed), votes)
 
 
 def by(judged: Judged, names: Sequence[str], least: int = 10) -> Mapping[str, Accuracy]:

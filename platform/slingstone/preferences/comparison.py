@@ -11,15 +11,15 @@ from PIL import Image
 
 from reward_services import models
 from reward_services.protocol import RewardModel
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.config import RewardComparison, flatten
 from slingstone.config.paths import resolved
 from slingstone.driver.preflight import absent_rewards
-from slingstone.evaluation.grids import CELL, prompt_grid
+from slingstone.evaluation.grids import CELL, from_picture, prompt_grid
 from slingstone.evaluation.table import markdown_table
 from slingstone.preferences.accuracy import Accuracy, Judged, accuracy, by, calibrated, reliability
 from slingstone.preferences.census import Census
-from slingstone.preferences.locations import read
+from slingstone.preferences.locations import absent, read
 from slingstone.preferences.store import VoteStore, judged_of
 from slingstone.preferences.table import decoded, stop
 
@@ -32,7 +32,7 @@ def prepare(comparison: RewardComparison) -> RewardComparison:
     """
     found = resolved(comparison)
     mistakes = list(absent_rewards(found.rewards))
-    mistakes += [f"{name} = {path!r}: does not exist; give votes" for name, path in _places(found) if not _there(path)]
+    mistakes += [line for name, path in _places(found) for line in absent(name, path)]
     if mistakes:
         raise ValueError("\n".join(mistakes))
     return found
@@ -66,8 +66,8 @@ def compare(comparison: RewardComparison, say: Callable[[str], None]) -> dict[st
         results[name] = {reward: numbers(judged) for reward, judged in found.items()}
         reports.append(report(name, results[name], census, len(skipped)))
     table = "\n".join(reports)
-    (directory / "results.json").write_text(json.dumps(results, indent=1))
-    (directory / "rewards.md").write_text(table, encoding="utf-8")
+    atomic.write_text(directory / "results.json", json.dumps(results, indent=1))
+    atomic.write_text(directory / "rewards.md", table)
     tags = {"kind": "evaluate rewards", "directory": str(directory)}
     root = Path(comparison.storage)
     run = tracking.create_run(uri, comparison.tracking.experiment, comparison.name, flatten(comparison), tags, root)
@@ -89,9 +89,8 @@ def judged_by(model: RewardModel, store: VoteStore, batch: int = 16) -> Judged:
         for place in range(start, min(start + batch, len(store))):
             row = store.row(place)
             for side in (0, 1):
-                pixels = np.asarray(decoded(row[f"jpg_{side}"]), dtype=np.float32) / 255
-                entry = (side, place, row["caption"], torch.from_numpy(pixels).permute(2, 0, 1))
-                sizes.setdefault(pixels.shape, []).append(entry)
+                picture = from_picture(decoded(row[f"jpg_{side}"]))
+                sizes.setdefault(picture.shape, []).append((side, place, row["caption"], picture))
         for entries in sizes.values():
             sides, places, prompts, pictures = zip(*entries, strict=True)
             scores[list(sides), list(places)] = model.score(torch.stack(pictures), list(prompts)).double().numpy()
@@ -155,8 +154,7 @@ def sheet(store: VoteStore, judged: Judged, pairs: int) -> Image.Image:
 
 
 def _square(data: bytes) -> torch.Tensor:
-    pixels = np.asarray(decoded(data).resize((CELL, CELL)), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return from_picture(decoded(data).resize((CELL, CELL)))
 
 
 def _shown(found: Accuracy | None) -> str:
@@ -165,7 +163,3 @@ def _shown(found: Accuracy | None) -> str:
 
 def _places(comparison: RewardComparison) -> list[tuple[str, str]]:
     return [(entry.name, entry.path) for entry in comparison.votes]
-
-
-def _there(path: str) -> bool:
-    return path.startswith("hf://") or Path(path).exists()

@@ -9,16 +9,15 @@ from typing import Any
 
 import ray
 
-from slingstone import tracking
+from slingstone import atomic, tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import RewardFit, flatten
 from slingstone.config.paths import resolved
-from slingstone.driver import placement, run_lease
+from slingstone.driver import placement, preflight, run_lease
 from slingstone.driver.cluster import connect
-from slingstone.driver.launch import ending, survived
-from slingstone.driver.preflight import absent
+from slingstone.driver.launch import survived, tracked
 from slingstone.preferences.census import Census
-from slingstone.preferences.locations import read
+from slingstone.preferences.locations import absent, read
 from slingstone.preferences.splits import held_out
 from slingstone.preferences.store import VoteStore
 from slingstone.preferences.table import Preference, stop
@@ -31,12 +30,10 @@ def prepare(fitting: RewardFit) -> RewardFit:
         ValueError: something that it names is not there.
     """
     found = resolved(fitting)
-    places = {"reward.checkpoint": found.reward.checkpoint}
-    mistakes = [line for field, path in places.items() for line in absent(field, path)]
+    mistakes = list(preflight.absent("reward.checkpoint", found.reward.checkpoint))
     for field in ("train", "test"):
-        path = getattr(found.votes, field)
-        if path is not None and not path.startswith("hf://") and not Path(path).exists():
-            mistakes.append(f"votes.{field} = {path!r}: does not exist; give votes, see `slingstone votes --help`")
+        if (place := getattr(found.votes, field)) is not None:
+            mistakes += absent(f"votes.{field}", place)
     if mistakes:
         raise ValueError("\n".join(mistakes))
     return found
@@ -71,20 +68,12 @@ def _fit(fitting: RewardFit, history: RunDirectory, say: Callable[[str], None]) 
     if not ray.is_initialized():
         connect(fitting.runtime.threads_per_worker)
     placement.check(fitting, ray.nodes())
-    before = history.mlflow_run(uri)
-    opened = None if before is None else tracking.reopened(uri, before)
-    if opened is None:
-        tags = {"kind": fitting.job, "directory": str(history.directory)}
-        root = Path(fitting.storage)
-        opened = tracking.create_run(uri, fitting.tracking.experiment, fitting.name, flatten(fitting), tags, root)
-    journal = tracking.journal_of(history.directory, opened.run_id)
-    tracked = tracking.Run(uri, opened.run_id, journal, fitting.tracking.on_failure)
-    with ending(tracked, history, say):
-        results = survived(fitting, _rank, history, tracked, say)
-        facts = {"name": fitting.name, "mlflow_run_id": tracked.run_id, "mlflow_uri": tracking.redacted(uri)}
+    with tracked(fitting, uri, history, say) as run:
+        results = survived(fitting, _rank, history, run, say)
+        facts = {"name": fitting.name, "mlflow_run_id": run.run_id, "mlflow_uri": tracking.redacted(uri)}
         facts |= {"seconds": round(time.monotonic() - start, 1), "config": flatten(fitting)}
-        tracked.artifact(history.end(results | facts))
-        tracked.artifact(history.directory / "reward", "reward")
+        run.artifact(history.end(results | facts))
+        run.artifact(history.directory / "reward", "reward")
     _conclude(results | facts, history, say)
     return results | facts
 
@@ -96,7 +85,7 @@ def copy_votes(fitting: RewardFit, directory: Path, say: Callable[[str], None]) 
         ValueError: votes that cannot be read, of which nothing can be learnt, or of prompts that both sides have.
     """
     votes, sides, marker = fitting.votes, ("train", "test"), directory / "votes.json"
-    same = marker.is_file() and json.loads(marker.read_text()) == votes.model_dump(mode="json")
+    same = atomic.read_json(marker) == votes.model_dump(mode="json")
     if same and newest(fitting) is not None:
         return  # the checkpoint knows these votes
     skipped: list[ValueError] = []
@@ -120,7 +109,7 @@ def copy_votes(fitting: RewardFit, directory: Path, say: Callable[[str], None]) 
             f"votes.test = {votes.test!r}: {both} of its prompts are in votes.train, too; split by prompt, as "
             "`slingstone votes split` does"
         )
-    marker.write_text(json.dumps(votes.model_dump(mode="json")))
+    atomic.write_text(marker, json.dumps(votes.model_dump(mode="json")))
     for error in skipped[:3]:
         say(f"skipped {error}")
     told = f" (skipped {len(skipped)} bad rows)" if skipped else ""

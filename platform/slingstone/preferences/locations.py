@@ -32,6 +32,12 @@ def read(location: str, bad: BadRow = stop) -> Iterator[Preference]:
         yield from read_parquet(file, bad) if file.suffix == ".parquet" else read_folder(file, bad)
 
 
+def absent(field: str, location: str) -> Iterator[str]:
+    """Yield what is wrong with a field that names votes which are not here; the hub is not asked."""
+    if not location.startswith("hf://") and not Path(location).exists():
+        yield f"{field} = {location!r}: does not exist; give votes, see `slingstone votes --help`"
+
+
 def write(location: str, preferences: Iterable[Preference]) -> int:
     """Write votes as the suffix says: .parquet, .csv, .json (HPDv2's), .ranked.json (ImageReward's); return how many.
 

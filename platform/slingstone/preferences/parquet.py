@@ -1,6 +1,5 @@
 """Votes as Parquet with pickapic_v2's columns and ours beside them, streamed: never more than a row group in memory."""
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from slingstone.atomic import replacing
 from slingstone.preferences.table import OPTIONAL, SCHEMA, BadRow, Preference, from_row, stop, to_row
 
 GROUP_ROWS = 256
@@ -63,17 +63,16 @@ class ParquetWriter:
     def _publish(self) -> None:
         self._votes.seek(0)
         column = SCHEMA.get_field_index("num_example_per_prompt")
-        partial = self._path.with_name(f".{self._path.name}-{os.getpid()}")
-        with partial.open("wb") as file:
-            with parquet.ParquetWriter(file, SCHEMA) as writer, parquet.ParquetFile(self._votes) as votes:
-                for group in range(votes.num_row_groups):
-                    table = votes.read_row_group(group)
-                    counts = [self._of_prompt[prompt] for prompt in table["caption"].to_pylist()]
-                    counted = pa.array(counts, pa.int64())
-                    writer.write_table(table.set_column(column, SCHEMA.field(column), counted))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        with (
+            replacing(self._path) as partial,
+            parquet.ParquetWriter(partial, SCHEMA) as writer,
+            parquet.ParquetFile(self._votes) as votes,
+        ):
+            for group in range(votes.num_row_groups):
+                table = votes.read_row_group(group)
+                counts = [self._of_prompt[prompt] for prompt in table["caption"].to_pylist()]
+                counted = pa.array(counts, pa.int64())
+                writer.write_table(table.set_column(column, SCHEMA.field(column), counted))
 
 
 def write_parquet(path: str | Path, preferences: Iterable[Preference]) -> int:

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from slingstone.atomic import replacing
+from slingstone.evaluation.grids import from_picture
 from slingstone.preferences.accuracy import Judged
 from slingstone.preferences.table import SCHEMA, Preference, decoded, to_row
 from slingstone.prompts.sampler import PromptSampler
@@ -42,10 +44,8 @@ class VoteStore:
     def write(cls, path: Path, preferences: Iterable[Preference]) -> "VoteStore":
         """Copy votes to a file, which appears whole or not at all."""
         schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
-        partial = path.with_name(f".{path.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
-        with pa.ipc.new_file(str(partial), schema) as writer:
+        with replacing(path) as partial, pa.ipc.new_file(str(partial), schema) as writer:
             for vote in chain(preferences, (None,)):
                 if rows and (vote is None or len(rows) == BATCH_ROWS):
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
@@ -53,7 +53,6 @@ class VoteStore:
                 if vote is not None:
                     row = to_row(vote)
                     rows.append({name: row[name] for name in COLUMNS})
-        partial.replace(path)
         return cls(path)
 
     def __len__(self) -> int:
@@ -137,11 +136,11 @@ class Loader:
     def _fitted(self, place: tuple[dict[str, Any], int]) -> Tensor:
         row, side = place
         try:
-            pixels = np.asarray(decoded(row[f"jpg_{side}"]), dtype=np.float32) / 255
+            picture = from_picture(decoded(row[f"jpg_{side}"]))
         except ValueError as error:
             raise ValueError(f"vote {row['vote_id']}: picture {side} {error}; or set votes.on_bad_row: skip") from None
         with torch.no_grad():
-            return self._prepare(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+            return self._prepare(picture[None])
 
     def _weights(self, row: dict[str, Any]) -> np.ndarray:
         share = 1 / self._store.of_prompt[row["caption"]] if self._by_prompt else 1.0

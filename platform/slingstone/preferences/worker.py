@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from slingstone import atomic
 from slingstone.checkpoints.manifest import Facts
 from slingstone.checkpoints.run_directory import checkpoints
 from slingstone.checkpoints.saving import Checkpoints
@@ -129,4 +130,4 @@ def _write(judge: Judge, fitting: RewardFit, judged: Judged, trainer: Preference
     known = {"model": "ensemble" if fitting.ensemble else fitting.reward.model, "votes": trainer.votes}
     known |= {"accuracy": accuracy(judged)._asdict(), "calibration": fit._asdict(), "history": trainer.history}
     known |= {"log_ties": judge.log_ties.item() if fitting.loss == "davidson" else None}
-    (target / "reward.json").write_text(json.dumps(known, indent=1))
+    atomic.write_text(target / "reward.json", json.dumps(known, indent=1))

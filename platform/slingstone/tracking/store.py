@@ -26,21 +26,19 @@ MIGRATION_TIMEOUT_S = 600.0
 """How long a job waits while another one makes the tables of a database; that takes some ten seconds."""
 
 
-def open_run(
-    experiment: Experiment, uri: str, directory: Path, run_id: str | None = None, parent: str | None = None
-) -> Run:
-    """Create the MLflow run of an experiment that writes to a directory, or reopen one to continue it.
+def open_run(job: TrainingJob, uri: str, directory: Path, run_id: str | None = None, parent: str | None = None) -> Run:
+    """Create the MLflow run of a job that writes to a directory, or reopen one to continue it.
 
     Artifacts of a database without a server go beside the directory; `parent` is the run that it is shown under, as a
     sweep's.
     """
     if run_id is not None and (run := reopened(uri, run_id)) is not None:
         return run
-    tracking, models = experiment.tracking, experiment.models
-    tags = {"kind": "align", "directory": str(directory)}
-    tags |= {"algorithm": algorithm(experiment), "model_family": model_family(models.reference)}
+    tags = {"kind": job.job, "directory": str(directory)}
+    if isinstance(job, Experiment):
+        tags |= {"algorithm": algorithm(job), "model_family": model_family(job.models.reference)}
     tags |= {} if parent is None else {"mlflow.parentRunId": parent, "parent": parent}
-    return create_run(uri, tracking.experiment, experiment.name, flatten(experiment), tags, directory.parents[1])
+    return create_run(uri, job.tracking.experiment, job.name, flatten(job), tags, directory.parents[1])
 
 
 def algorithm(experiment: Experiment) -> str:
