@@ -150,6 +150,16 @@ def make_world(**changes: Any) -> World:
     return world
 
 
+def weights(module: nn.Module) -> list[Tensor]:
+    """Return copies of all weights."""
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    """Return a step's metrics that are the same in each of its repetitions."""
+    return {name: value for name, value in metrics.items() if not name.startswith("seconds/")}
+
+
 @pytest.fixture
 def world() -> World:
     return make_world()

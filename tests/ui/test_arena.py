@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-selenium = pytest.importorskip("selenium.webdriver", reason="pip install .[ui]")
+from tests.ui.browser import await_answer, chromium, free_port, until
+
+pytest.importorskip("selenium", reason="pip install .[ui]")
 pytestmark = pytest.mark.ui
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 120
 UP_S = 40
 CLICK_S = 1.0
 LEFT, UP, RIGHT, DOWN = "\ue012", "\ue013", "\ue014", "\ue015"
@@ -55,9 +54,7 @@ return [...document.querySelectorAll("body *")].filter((one) => {
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """An arena on the demo's generators, started as a user would, and how long that took."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     storage = tmp_path_factory.mktemp("arena")
     run = ROOT / "outputs" / "align" / "scenes"
     command = [sys.executable, str(ROOT / "jobs" / "arena.py"), str(ROOT / "configs" / "arena" / "scenes.yaml")]
@@ -66,10 +63,7 @@ def url(tmp_path_factory):
     start = time.monotonic()
     with subprocess.Popen(command, env=environment, cwd=ROOT) as process:
         found = f"http://127.0.0.1:{port}"
-        while not _answers(found):
-            assert process.poll() is None
-            assert time.monotonic() - start < WAIT_S
-            time.sleep(0.3)
+        await_answer(f"{found}/api/health", lambda: process.poll() is None)
         print(f"the page is up after {time.monotonic() - start:.1f} s; {UP_S} s are the aim")
         try:
             yield found
@@ -79,15 +73,7 @@ def url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.fail("no chromium: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1060", "--no-proxy-server"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with selenium.Chrome(options, selenium.ChromeService(driver)) as opened:
+    with chromium(1280, 1060) as opened:
         yield opened
         severe = [line for line in opened.get_log("browser") if line["level"] == "SEVERE"]
         assert severe == []
@@ -96,18 +82,18 @@ def browser():
 def test_a_prompt_is_drawn_by_all_generators_side_by_side(url, browser):
     browser.get(url)
     count = len(json.load(urllib.request.urlopen(f"{url}/api/arena"))["generators"])
-    _until(browser, lambda page: len(page.find_elements("css selector", "#drawn .card .scores dd")) == 3 * count)
+    until(browser, lambda page: len(page.find_elements("css selector", "#drawn .card .scores dd")) == 3 * count)
     box = browser.find_element("css selector", "#prompt")
     box.clear()
     box.send_keys("a large red circle above a small blue square\n")
-    _until(browser, lambda page: not page.find_elements("css selector", "#drawn .waiting"))
+    until(browser, lambda page: not page.find_elements("css selector", "#drawn .waiting"))
     browser.find_element("css selector", "#try-title").click()
     start = time.monotonic()
     _press(browser, "r")  # another seed
-    _until(browser, lambda page: page.find_elements("css selector", "#drawn .card:not(.waiting)"))
+    until(browser, lambda page: page.find_elements("css selector", "#drawn .card:not(.waiting)"))
     print(f"first picture after {time.monotonic() - start:.2f} s; {CLICK_S} s is the aim")
-    _until(browser, lambda page: len(page.find_elements("css selector", "#drawn .scores dd")) == 3 * count)
-    _until(browser, lambda page: len(page.find_elements("css selector", "#history li")) == 3)
+    until(browser, lambda page: len(page.find_elements("css selector", "#drawn .scores dd")) == 3 * count)
+    until(browser, lambda page: len(page.find_elements("css selector", "#history li")) == 3)
     _checked(browser, "try")
 
 
@@ -117,19 +103,19 @@ def test_pairs_are_voted_on_by_arrow_keys_and_the_last_vote_is_undone(url, brows
         _next_pair(browser)
         assert not browser.find_elements("css selector", ".who.shown")
         _press(browser, key)
-        _until(browser, lambda page: page.find_elements("css selector", ".who.shown"))
-        _until(browser, lambda page, n=number: f"{n} vote" in page.find_element("css selector", "#progress").text)
+        until(browser, lambda page: page.find_elements("css selector", ".who.shown"))
+        until(browser, lambda page, n=number: f"{n} vote" in page.find_element("css selector", "#progress").text)
     _next_pair(browser)
     _press(browser, "u")
-    _until(browser, lambda page: page.find_element("css selector", "#progress").text == "5 votes of yours")
+    until(browser, lambda page: page.find_element("css selector", "#progress").text == "5 votes of yours")
     _next_pair(browser)
     _checked(browser, "compare")
 
 
 def test_results_show_the_order_its_doubt_and_the_latest_votes(url, browser):
     browser.get(f"{url}/#results")
-    _until(browser, lambda page: "5 votes of 1 voter" in page.find_element("css selector", "#counts").text)
-    _until(browser, lambda page: len(page.find_elements("css selector", "#latest img")) == 10)
+    until(browser, lambda page: "5 votes of 1 voter" in page.find_element("css selector", "#counts").text)
+    until(browser, lambda page: len(page.find_elements("css selector", "#latest img")) == 10)
     found = json.load(urllib.request.urlopen(f"{url}/api/results"))
     shown = [row.text for row in browser.find_elements("css selector", "#ranking tbody th")]
     assert shown == [row["name"] for row in found["generators"]]
@@ -143,7 +129,7 @@ def test_on_a_telephone_nothing_is_wider_than_the_screen(url, browser):
     )
     for view in ("try", "compare", "results"):
         browser.get(f"{url}/#{view}")
-        _until(browser, lambda page, view=view: page.find_element("css selector", f"#{view}").is_displayed())
+        until(browser, lambda page, view=view: page.find_element("css selector", f"#{view}").is_displayed())
         time.sleep(1)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 375, view
 
@@ -162,8 +148,8 @@ def _checked(browser, view: str) -> None:
 def _next_pair(browser) -> None:
     """Wait until a pair that was not voted on is shown."""
     before = getattr(browser, "pair", None)
-    _until(browser, lambda page: page.execute_script("return document.body.dataset.pair") not in (None, before))
-    _until(browser, lambda page: not page.find_elements("css selector", ".who.shown"))
+    until(browser, lambda page: page.execute_script("return document.body.dataset.pair") not in (None, before))
+    until(browser, lambda page: not page.find_elements("css selector", ".who.shown"))
     browser.pair = browser.execute_script("return document.body.dataset.pair")
 
 
@@ -171,17 +157,3 @@ def _press(browser, key: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     ActionChains(browser).send_keys(key).perform()
-
-
-def _until(browser, condition) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, WAIT_S, 0.05).until(condition)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/api/health", timeout=2):
-            return True
-    except OSError:
-        return False

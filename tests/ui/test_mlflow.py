@@ -2,12 +2,9 @@
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -15,15 +12,15 @@ from urllib.parse import quote
 import pytest
 
 from slingstone.config import Sweep, load_as
+from tests.ui.browser import await_answer, chromium, free_port, until
 
-selenium = pytest.importorskip("selenium.webdriver", reason="pip install .[ui]")
+pytest.importorskip("selenium", reason="pip install .[ui]")
 pytestmark = pytest.mark.ui
 
 ROOT = Path(__file__).resolve().parents[2]
 STORAGE = Path(os.environ.get("STORAGE", ROOT / "outputs"))
 SWEEP = Path(os.environ.get("SWEEP", ROOT / "configs" / "sweep" / "scenes.yaml"))
 RUNS = 6
-WAIT_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +34,14 @@ def summary() -> dict:
 @pytest.fixture(scope="module")
 def server(summary) -> Iterator[str]:
     """The UI on a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     store = ["--backend-store-uri", summary["mlflow_uri"]]
     with subprocess.Popen([*command, *store], env=environment) as process:
         url = f"http://127.0.0.1:{port}"
         try:
-            _await(url)
+            await_answer(f"{url}/health")
             yield url
         finally:
             process.terminate()
@@ -54,15 +49,7 @@ def server(summary) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.fail("no chromium: apt-get install chromium chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1680,1250", "--no-proxy-server"):
-        options.add_argument(argument)
-    with selenium.Chrome(options, selenium.ChromeService(driver)) as opened:
-        opened.set_page_load_timeout(WAIT_S)
+    with chromium(1680, 1250) as opened:
         yield opened
 
 
@@ -76,7 +63,7 @@ def test_the_trials_of_a_sweep_compare_in_the_ui(summary, server, browser):
     query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
     browser.get(f"{server}/#/compare-runs?{query}")
     for said in (*(trial["name"] for trial in complete), "reward_weight", "rewards/imagereward"):
-        _until(browser, lambda page, said=said: said in page.page_source, f"{said!r} in the compare view")
+        until(browser, lambda page, said=said: said in page.page_source, f"{said!r} in the compare view")
     for button in browser.find_elements("css selector", "[data-component-id='mlflow.assistant.chat_panel.close']"):
         button.click()
     parameters, metrics = browser.find_elements("css selector", "input[role=combobox]")[:2]
@@ -100,9 +87,9 @@ def _choose(browser, box, remove: list[str], add: list[str]) -> None:
         if selector.find_elements("xpath", chosen):
             continue
         selector.click()
-        _until(browser, lambda page, name=name: _option(page, name), f"the option {name}")
+        until(browser, lambda page, name=name: _option(page, name), f"the option {name}")
         _option(browser, name).click()
-        _until(browser, lambda page, at=chosen: selector.find_elements("xpath", at), f"{name} among the chosen")
+        until(browser, lambda page, at=chosen: selector.find_elements("xpath", at), f"{name} among the chosen")
         box.send_keys("\ue00c")  # escape closes the list
 
 
@@ -115,21 +102,3 @@ def _option(browser, name: str):
         "document.querySelectorAll('.rc-virtual-list-holder').forEach(list => { list.scrollTop += 150; })"
     )
     return None
-
-
-def _until(browser, condition, wanted: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, WAIT_S).until(condition, f"never saw {wanted}")
-
-
-def _await(url: str) -> None:
-    end = time.monotonic() + WAIT_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
