@@ -132,7 +132,7 @@ class Comparison(Section):
     """Pictures drawn at once by each worker; another size moves numbers by rounding."""
     seed: int = 0
     """Seed of the noise."""
-    oracle: Literal["scenes"] | None = None
+    oracle: Literal["scenes", "open_scenes"] | None = None
     """Ground truth, where the world has one."""
     diversity: Literal["coarse_pixel_rms", "pixel_rms"] = "coarse_pixel_rms"
     """Distance between pictures of the same prompt."""

@@ -92,22 +92,16 @@ ALWAYS_MEASURED = (
 """Numbers that every evaluation has, beside its rewards and what the oracle names."""
 
 
-ORACLE_MEASURED = (
-    "utility",
-    "caption_accuracy",
-    "sharpness",
-    "cleanliness",
-    "composition",
-    *(f"accuracy/{claim}" for claim in ("count", "colour", "shape", "size", "relation", "background")),
-    "accuracy/one_object",
-    "accuracy/two_objects",
-)
-"""Numbers of an evaluation with the scenes oracle."""
+_CLAIMS = ("count", "colour", "shape", "size", "relation", "background", "one_object", "two_objects")
+_JUDGED = ("utility", "caption_accuracy", "sharpness", "cleanliness", *(f"accuracy/{claim}" for claim in _CLAIMS))
+ORACLE_MEASURED = {"scenes": (*_JUDGED, "composition"), "open_scenes": (*_JUDGED, "purity", "regularity")}
+"""Numbers of an evaluation with an oracle, by its name."""
 
 
 def metrics(experiment: Experiment) -> list[str]:
     """Return the names of the numbers that the run's evaluations have."""
-    by_oracle = ORACLE_MEASURED if experiment.evaluation.oracle is not None else ()
+    oracle = experiment.evaluation.oracle
+    by_oracle = ORACLE_MEASURED[oracle] if oracle else ()
     return [*(f"rewards/{entry.name}" for entry in experiment.rewards.services), *ALWAYS_MEASURED, *by_oracle]
 
 

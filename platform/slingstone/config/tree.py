@@ -249,7 +249,7 @@ class Evaluation(Section):
     """Pictures drawn at once by each worker."""
     seed: int = 0
     """Seed of the evaluation's noise, apart from the training's."""
-    oracle: Literal["scenes"] | None = None
+    oracle: Literal["scenes", "open_scenes"] | None = None
     """Ground truth, where the world has one; null for real pictures."""
     diversity: Literal["coarse_pixel_rms", "pixel_rms"] = "coarse_pixel_rms"
     """Distance between pictures of the same prompt; `coarse` averages 2x2 pixels first, so that noise counts less."""

@@ -144,9 +144,9 @@ def oracle(name: str | None) -> Judge:
     """Return the ground truth that the configuration names; without a name it says nothing."""
     if name is None:
         return lambda images, prompts: {}
-    from slingstone.world.oracle import Oracle as Scenes
+    from slingstone.world.editions import EDITIONS
 
-    return Scenes()
+    return EDITIONS[name].oracle()
 
 
 def judge(clients: Mapping[str, RewardClient]) -> Judge:

@@ -11,9 +11,7 @@ models only approximate:
 * composition: exp(-(distance of the things' common centre from the picture's, in pixels / 8)^2).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -23,23 +21,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from slingstone.world.captions import BACKGROUNDS, COLOURS, SHAPES, Scene, parse
+from slingstone.world.claims import SeenThing, by_kind, check
 from slingstone.world.drawing import PALETTE, SIZE, pixel_centres, signed_distance
 
 _MIN_CONTRAST = 0.22  # chroma distance from the background: things are coloured, stains and shadows are not
 _MIN_AREA = 20  # pixels
 _MIN_OVERLAP = 0.65  # with the best template, intersection over union
 _SIZE_BOUND = 9.2  # half extent in pixels between small and large
-
-
-@dataclass(frozen=True)
-class SeenThing:
-    """A thing in a picture; lengths in pixels."""
-
-    colour: str
-    shape: str
-    radius: float
-    centre: tuple[float, float]
-    edge_width: float
 
 
 class Oracle:
@@ -72,7 +60,7 @@ class Oracle:
 
 def _judge(picture: np.ndarray, scene: Scene) -> dict[str, float]:
     background, deviation, found = look(picture)
-    claims = _check(scene, background, found)
+    claims = check(scene, background, found, _SIZE_BOUND)
     truth = float(np.nanmean(list(claims.values())))
     centre = np.mean([thing.centre for thing in found], axis=0) if found else np.zeros(2)
     edge_width = np.mean([thing.edge_width for thing in found]) if found else np.inf
@@ -82,15 +70,7 @@ def _judge(picture: np.ndarray, scene: Scene) -> dict[str, float]:
         "composition": float(np.exp(-np.sum((centre - SIZE / 2) ** 2) / 64)),
     }
     merit = 0.45 * quality["sharpness"] + 0.35 * quality["cleanliness"] + 0.20 * quality["composition"]
-    holds = float(truth == 1.0)
-    return {
-        "utility": truth * (0.5 + 0.5 * merit),
-        "caption_accuracy": holds,
-        **quality,
-        **{f"accuracy/{name}": value for name, value in claims.items()},
-        "accuracy/one_object": holds if len(scene.things) == 1 else math.nan,
-        "accuracy/two_objects": holds if len(scene.things) == 2 else math.nan,
-    }
+    return {"utility": truth * (0.5 + 0.5 * merit), **quality, **by_kind(scene, claims)}
 
 
 def look(picture: np.ndarray) -> tuple[str, float, list[SeenThing]]:
@@ -160,34 +140,3 @@ def _best_template(cover: np.ndarray, middle: np.ndarray, radius: float) -> tupl
 
 def _nearest(colour: np.ndarray, names: Sequence[str]) -> str:
     return min(names, key=lambda name: float(np.sum((colour - np.array(PALETTE[name])) ** 2)))
-
-
-def _check(scene: Scene, background: str, found: list[SeenThing]) -> dict[str, float]:
-    """Return each claim as 1 or 0, averaged over the things; NaN for what the caption leaves open."""
-    claims = {"background": float(background == scene.background), "count": float(len(found) == len(scene.things))}
-    pairings = [found] if len(scene.things) == 1 else [found[:2], found[:2][::-1]]
-    best = max((_match(scene, pairing) for pairing in pairings), key=lambda match: np.nansum(list(match.values())))
-    return claims | best
-
-
-def _match(scene: Scene, found: list[SeenThing]) -> dict[str, float]:
-    pairs = list(zip(scene.things, found, strict=False))
-    share = 1 / len(scene.things)
-    related = scene.relation is not None
-    return {
-        "colour": share * sum(thing.colour == seen.colour for thing, seen in pairs),
-        "shape": share * sum(thing.shape == seen.shape for thing, seen in pairs),
-        "size": math.nan if related else float(any((a.size == "large") == (b.radius > _SIZE_BOUND) for a, b in pairs)),
-        "relation": float(len(found) == 2 and _relation_holds(scene.relation, *found)) if related else math.nan,
-    }
-
-
-def _relation_holds(relation: str | None, first: SeenThing, second: SeenThing) -> bool:
-    dx, dy = (b - a for a, b in zip(first.centre, second.centre, strict=True))
-    along, across = {
-        "to the left of": (dx, dy),
-        "to the right of": (-dx, dy),
-        "above": (dy, dx),
-        "below": (-dy, dx),
-    }[relation or ""]
-    return along > abs(across)

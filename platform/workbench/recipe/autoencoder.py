@@ -1,5 +1,6 @@
-"""Stage 1: the autoencoder, 48 px pictures to 4 x 12 x 12 latents (one latent cell to 4 x 4 pixels)."""
+"""Stage 1: the autoencoder; of the first edition, 48 px pictures to 4 x 12 x 12 latents."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,26 +9,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from slingstone.world.captions import sample_scenes
-from slingstone.world.drawing import SIZE, draw
+from slingstone.world.editions import Edition
 from workbench.recipe.fit import fit
-from workbench.recipe.settings import Training
+from workbench.recipe.settings import Autoencoder, Training
 
 _KL_WEIGHT = 1e-4
 _SQUARE_WEIGHT = 4.0
 _JITTER = 0.05  # noise on latents, of standard deviation about 2, that the decoder must bear
 
 
-def new_autoencoder() -> AutoencoderKL:
-    """Return the untrained network: Stable Diffusion's architecture, 0.65 M parameters."""
+def new_autoencoder(settings: Autoencoder, size: int) -> AutoencoderKL:
+    """Return the untrained network: Stable Diffusion's architecture, each level after the first halving pictures."""
+    levels = len(settings.channels)
     config: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "block_out_channels": (16, 32, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": settings.channels,
         "layers_per_block": 1,
-        "latent_channels": 4,
+        "latent_channels": settings.latent_channels,
         "norm_num_groups": 4,
         "mid_block_add_attention": False,
-        "sample_size": SIZE,
+        "sample_size": size,
     }
     return AutoencoderKL(**config)
 
@@ -40,28 +42,37 @@ def reconstruction_loss(
     return _SQUARE_WEIGHT * error.square().mean() + error.abs().mean()
 
 
-def train_autoencoder(settings: Training, seed: int) -> AutoencoderKL:
-    """Train on drawn scenes (no held-out combination) and set `scaling_factor` so that latents have unit variance."""
+def train_autoencoder(
+    settings: Autoencoder, edition: Edition, seed: int, kept: Path | None = None
+) -> AutoencoderKL:
+    """Train on drawn scenes (no held-out combination) and set `scaling_factor` so that latents have unit variance.
+
+    The state from which an interrupted training goes on is kept in a file.
+    """
     torch.manual_seed(seed)
-    vae, rng = new_autoencoder(), torch.Generator().manual_seed(seed)
+    vae, rng = new_autoencoder(settings, edition.size), torch.Generator().manual_seed(seed)
+    if settings.start:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(settings.start).float().state_dict())
 
     def loss(step: int) -> Tensor:
-        pictures = _pixels(settings.batch, seed + step, rng)
+        pictures = _pixels(edition, settings.batch, seed + step, rng)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = _posterior(vae, pictures)
             output = vae.decode(posterior.sample(), return_dict=False)[0]
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction_loss(output.float(), pictures) + _KL_WEIGHT * divergence
 
-    fit(list(vae.parameters()), loss, settings, "autoencoder")
+    fit(list(vae.parameters()), loss, settings, "autoencoder", kept=kept, streams=[rng])
     vae.eval().requires_grad_(False)
     rng = torch.Generator().manual_seed(seed)
-    latents = encode(vae, draw(sample_scenes(512, seed - 1, held_out=False), rng))
+    latents = encode(vae, edition.draw(sample_scenes(512, seed - 1, held_out=False), rng))
     vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 5))
     return vae
 
 
-def sharpen_decoder(vae: AutoencoderKL, settings: Training, seed: int) -> None:
+def sharpen_decoder(
+    vae: AutoencoderKL, settings: Training, edition: Edition, seed: int, kept: Path | None = None
+) -> None:
     """Train the decoder on, in place, on mean absolute error alone; latents keep their meaning."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
@@ -70,20 +81,22 @@ def sharpen_decoder(vae: AutoencoderKL, settings: Training, seed: int) -> None:
         weight.requires_grad_(True)
 
     def loss(step: int) -> Tensor:
-        pictures = _pixels(settings.batch, seed + step, rng)
+        pictures = _pixels(edition, settings.batch, seed + step, rng)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 latents = _posterior(vae, pictures).mean
             output = vae.decode(latents + _JITTER * torch.randn_like(latents), return_dict=False)[0]
         return (output.float() - pictures).abs().mean()
 
-    fit(weights, loss, settings, "decoder")
+    fit(weights, loss, settings, "decoder", kept=kept, streams=[rng])
     vae.eval().requires_grad_(False)
 
 
-def _pixels(batch: int, seed: int, rng: torch.Generator) -> Float[Tensor, "batch 3 rows columns"]:
+def _pixels(
+    edition: Edition, batch: int, seed: int, rng: torch.Generator
+) -> Float[Tensor, "batch 3 rows columns"]:
     """Draw training scenes, in [-1, 1]."""
-    return 2 * draw(sample_scenes(batch, seed, held_out=False), rng) - 1
+    return 2 * edition.draw(sample_scenes(batch, seed, held_out=False), rng) - 1
 
 
 @torch.no_grad()

@@ -18,8 +18,7 @@ from tqdm import tqdm, trange
 from slingstone.networks.latent_diffusion import load
 from slingstone.networks.sampling import Sampler, one_step_sampler, reference_sampler
 from slingstone.world.captions import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, sample_scenes
-from slingstone.world.drawing import draw
-from slingstone.world.oracle import Oracle
+from slingstone.world.editions import EDITIONS, Edition
 
 _BATCH = 64
 _REFERENCE_STEPS = 10
@@ -39,11 +38,13 @@ class Candidates:
         return self.pictures[list(captions)].float() / 255
 
 
-def judged(captions: list[str], pictures: Float[Tensor, "caption candidate 3 rows columns"]) -> Candidates:
-    """Attach the oracle's utility to every picture."""
+def judged(
+    captions: list[str], pictures: Float[Tensor, "caption candidate 3 rows columns"], edition: Edition
+) -> Candidates:
+    """Attach the utility that the edition's oracle finds to every picture."""
     count = pictures.shape[1]
     repeated = [caption for caption in captions for _ in range(count)]
-    utility = Oracle()(pictures.flatten(0, 1), repeated)["utility"].view(-1, count)
+    utility = edition.oracle()(pictures.flatten(0, 1), repeated)["utility"].view(-1, count)
     return Candidates(captions, (pictures * 255).round().to(torch.uint8), utility)
 
 
@@ -69,20 +70,29 @@ def chosen(candidates: Candidates, captions: Sequence[int]) -> Candidates:
     return Candidates([candidates.captions[row] for row in rows], candidates.pictures[rows], candidates.utility[rows])
 
 
-def drawn_candidates(count: int, per_caption: int, seed: int) -> Candidates:
-    """Draw candidates that differ in truth and quality: half show the caption, half another scene close to it."""
+def drawn_candidates(
+    count: int, per_caption: int, seed: int, edition: Edition = EDITIONS["scenes"], miscounted: float = 0.0
+) -> Candidates:
+    """Draw candidates that differ in truth and quality: half show the caption, half another scene close to it.
+
+    Of the latter, a share `miscounted` has a thing too many or too few.
+    """
+
+    def near(scene: Scene) -> Scene:
+        return _miscounted(scene, rng) if miscounted and rng.random() < miscounted else mutated(scene, rng)
+
     rng, noise = random.Random(seed), torch.Generator().manual_seed(seed)
     scenes = sample_scenes(count, seed, held_out=False)
     sets = []
     for slot in trange(per_caption, desc="drawn candidates", mininterval=10):
-        shown = [scene if slot % 2 == 0 else _mutated(scene, rng) for scene in scenes]
+        shown = [scene if slot % 2 == 0 else near(scene) for scene in scenes]
         flaws = torch.rand((), generator=noise).item() if slot else 1.0
-        sets.append(_degraded(draw(shown, noise, flaws), noise))
-    return judged([scene.caption for scene in scenes], torch.stack(sets, dim=1))
+        sets.append(_degraded(edition.draw(shown, noise, flaws), noise))
+    return judged([scene.caption for scene in scenes], torch.stack(sets, dim=1), edition)
 
 
 def generated_candidates(
-    world: Path, count: int, per_caption: int, seed: int, timestep: int = 625, one_step: bool = False
+    world: Path, edition: Edition, count: int, per_caption: int, seed: int, timestep: int = 625, one_step: bool = False
 ) -> Candidates:
     """Sample candidates of training captions: a third each from the generator, reference and guided reference.
 
@@ -97,11 +107,11 @@ def generated_candidates(
     captions = [scene.caption for scene in sample_scenes(count, seed, held_out=False)]
     taken = samplers[: 1 if one_step else 3]
     slots = [_sampled(taken[slot % len(taken)], captions, seed + slot) for slot in range(per_caption)]
-    return judged(captions, torch.stack(slots, dim=1))
+    return judged(captions, torch.stack(slots, dim=1), edition)
 
 
-def _mutated(scene: Scene, rng: random.Random) -> Scene:
-    """Change one claim of the caption."""
+def mutated(scene: Scene, rng: random.Random) -> Scene:
+    """Return the scene with one claim of its caption changed."""
     things, index = list(scene.things), rng.randrange(len(scene.things))
     thing = things[index]
     change = rng.choice(["colour", "shape", "size" if thing.size else "relation", "background"])
@@ -115,6 +125,13 @@ def _mutated(scene: Scene, rng: random.Random) -> Scene:
     return replace(scene, things=tuple(things))
 
 
+def _miscounted(scene: Scene, rng: random.Random) -> Scene:
+    """Take one of two things away, or show one twice."""
+    if len(scene.things) == 2:
+        return Scene((rng.choice(scene.things),), scene.background)
+    return Scene(scene.things * 2, scene.background, rng.choice(RELATIONS))
+
+
 def _degraded(pictures: Tensor, noise: torch.Generator) -> Tensor:
     """Blend, blur or roughen a share of the pictures, as weak generators do."""
     batch = len(pictures)
@@ -124,7 +141,8 @@ def _degraded(pictures: Tensor, noise: torch.Generator) -> Tensor:
     blurred = torch.lerp(pictures, coarse, strength)
     other = pictures[torch.randperm(batch, generator=noise)]
     ghosted = torch.lerp(pictures, other, 0.5 * strength)
-    patches = functional.interpolate(torch.randn(batch, 3, 12, 12, generator=noise), scale_factor=4, mode="bilinear")
+    coarse_size = [side // 4 for side in pictures.shape[-2:]]
+    patches = functional.interpolate(torch.randn(batch, 3, *coarse_size, generator=noise), scale_factor=4, mode="bilinear")
     rough = (pictures + 0.25 * strength * patches).clamp(0, 1)
     damaged = torch.where(choice < 0.2, blurred, torch.where(choice < 0.3, ghosted, rough))
     return torch.where(choice < 0.5, damaged, pictures)

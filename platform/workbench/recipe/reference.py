@@ -12,10 +12,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from slingstone.atomic import replacing
 from slingstone.world.captions import sample_scenes
-from slingstone.world.drawing import draw
+from slingstone.world.editions import Edition
 from workbench.recipe.autoencoder import encode
 from workbench.recipe.fit import fit
+from workbench.recipe.parsing import teach_text_encoder
 from workbench.recipe.settings import Reference
 from workbench.recipe.tokenizers import special_tokens, write_clip_tokenizer
 
@@ -40,15 +42,17 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_unet() -> UNet2DConditionModel:
-    """Return the untrained denoiser: Stable Diffusion's architecture at two resolutions, 2.9 M parameters."""
+def new_unet(settings: Reference, latent: torch.Size) -> UNet2DConditionModel:
+    """Return the untrained denoiser: Stable Diffusion's architecture at the levels of the settings."""
+    channels, _, side = latent
+    levels = list(settings.attention)
     return UNet2DConditionModel(
-        sample_size=12,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(48, 112),
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in levels),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)),
+        block_out_channels=settings.channels,
         layers_per_block=1,
         norm_num_groups=16,
         cross_attention_dim=_TEXT_WIDTH,
@@ -69,30 +73,41 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def drawn_latents(
-    vae: AutoencoderKL, count: int, seed: int, chunk: int = 512
+    vae: AutoencoderKL, edition: Edition, count: int, seed: int, kept: Path, chunk: int = 512
 ) -> tuple[list[str], Float[Tensor, "count channel height width"]]:
-    """Return `count` captions of training scenes and the scaled latents of one drawing of each."""
+    """Return `count` captions of training scenes and the scaled latents of one drawing of each, made once."""
     rng = torch.Generator().manual_seed(seed)
     scenes = sample_scenes(count, seed, held_out=False)
+    captions = [scene.caption for scene in scenes]
+    if kept.exists():
+        return captions, torch.load(kept, weights_only=True)
     latents = [
-        encode(vae, draw(scenes[start : start + chunk], rng)) * vae.config["scaling_factor"]
+        encode(vae, edition.draw(scenes[start : start + chunk], rng)) * vae.config["scaling_factor"]
         for start in trange(0, count, chunk, desc="drawn latents", mininterval=10)
     ]
-    return [scene.caption for scene in scenes], torch.cat(latents)
+    with replacing(kept) as partial:
+        torch.save(torch.cat(latents), partial)
+    return captions, torch.cat(latents)
 
 
-def train_reference(vae: AutoencoderKL, settings: Reference, seed: int, directory: Path) -> StableDiffusionPipeline:
-    """Train text encoder and denoiser together on eps-MSE with caption dropout; return the averaged weights' pipeline.
+def train_reference(
+    vae: AutoencoderKL, edition: Edition, settings: Reference, seed: int, directory: Path
+) -> StableDiffusionPipeline:
+    """Train denoiser and, unless it was taught first, text encoder on eps-MSE with caption dropout; return the averaged weights' pipeline.
 
-    The tokenizer's files go into the directory.
+    The tokenizer's files go into the directory, and the state from which an interrupted training goes on.
     """
     torch.manual_seed(seed)
     tokenizer = write_clip_tokenizer(directory / "tokenizer", _MAX_TOKENS)
-    net = _Denoiser(new_text_encoder(tokenizer), new_unet())
+    captions, latents = drawn_latents(vae, edition, settings.pictures, seed, directory / "latents.pt")
+    text_encoder = new_text_encoder(tokenizer)
+    net = _Denoiser(text_encoder, new_unet(settings, latents.shape[1:]))
+    if settings.text:
+        teach_text_encoder(text_encoder, tokenizer, settings.text, seed)
+        text_encoder.requires_grad_(False)  # as in Stable Diffusion
     # On a CPU both are faster: the layout by a tenth, attention written out by a quarter (its fused backward is slow).
     _lay_out(net, torch.channels_last)
     net.unet.set_attn_processor(AttnProcessor())
-    captions, latents = drawn_latents(vae, settings.pictures, seed)
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     alpha_bar = new_scheduler().alphas_cumprod
     averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
@@ -108,7 +123,12 @@ def train_reference(vae: AutoencoderKL, settings: Reference, seed: int, director
             predicted = net(noisy, t, text)
         return torch.nn.functional.mse_loss(predicted.float(), eps)
 
-    fit(list(net.parameters()), loss, settings, "reference", after_step=lambda: averaged.update_parameters(net))
+    def average() -> None:
+        averaged.update_parameters(net)
+
+    kept = directory / "reference.pt"
+    learning = [weight for weight in net.parameters() if weight.requires_grad]
+    fit(learning, loss, settings, "reference", after_step=average, kept=kept, keep=averaged)
     best = averaged.module.eval().requires_grad_(False)
     assert isinstance(best, _Denoiser)
     _lay_out(best, torch.contiguous_format)

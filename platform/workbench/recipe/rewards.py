@@ -22,44 +22,44 @@ from reward_services.models.hps import HPS
 from reward_services.models.imagereward import ImageReward
 from reward_services.models.pickscore import PickScore
 from reward_services.models.writers import write_hps, write_imagereward, write_pickscore
-from slingstone.world.drawing import SIZE
 from workbench.recipe.preferences import Candidates
+from workbench.recipe.settings import Tower
 from workbench.recipe.tokenizers import bert_vocabulary, special_tokens, write_clip_tokenizer
 
 _MAX_TOKENS = 24
-_WIDTH = 96
 
 Reward = PickScore | HPS | ImageReward
 Score = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], Float[Tensor, " batch"]]
 
 
-def new_clip(tokenizer: CLIPTokenizer, patch: int, layers: int) -> CLIPModel:
-    """Return an untrained CLIP with both towers `_WIDTH` wide, about 0.5 M parameters."""
-    tower = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_attention_heads": 4, "hidden_act": "gelu"}
-    vision = {"num_hidden_layers": layers, "image_size": SIZE, "patch_size": patch}
+def new_clip(tokenizer: CLIPTokenizer, tower: Tower, size: int) -> CLIPModel:
+    """Return an untrained CLIP for pictures of a side, about 0.5 M parameters."""
+    width = tower.width
+    both = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4, "hidden_act": "gelu"}
+    vision = {"num_hidden_layers": tower.layers, "image_size": size, "patch_size": tower.patch}
     text = {"num_hidden_layers": 2, "vocab_size": len(tokenizer), "max_position_embeddings": _MAX_TOKENS}
     text |= special_tokens(tokenizer)
-    return CLIPModel(CLIPConfig(projection_dim=64, vision_config=tower | vision, text_config=tower | text))
+    return CLIPModel(CLIPConfig(projection_dim=64, vision_config=both | vision, text_config=both | text))
 
 
-def new_imagereward(vocabulary_file: Path) -> ImageReward:
+def new_imagereward(vocabulary_file: Path, tower: Tower, size: int) -> ImageReward:
     """Return an untrained BLIP with its reward head, about 0.7 M parameters."""
     tokenizer = BertTokenizer(vocab=str(vocabulary_file))
     vision = BlipVisionConfig(
-        hidden_size=_WIDTH,
-        intermediate_size=2 * _WIDTH,
-        num_hidden_layers=3,
+        hidden_size=tower.width,
+        intermediate_size=2 * tower.width,
+        num_hidden_layers=tower.layers,
         num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=6,
+        image_size=size,
+        patch_size=tower.patch,
         layer_norm_eps=1e-6,
         initializer_range=0.02,  # transformers' default, 1e-10, starts the tower without signal
     )
     text = BlipTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=_WIDTH,
-        encoder_hidden_size=_WIDTH,
-        intermediate_size=2 * _WIDTH,
+        hidden_size=tower.width,
+        encoder_hidden_size=tower.width,
+        intermediate_size=2 * tower.width,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=40,
@@ -69,7 +69,7 @@ def new_imagereward(vocabulary_file: Path) -> ImageReward:
         pad_token_id=0,
         bos_token_id=None,
     )
-    head = RewardHead(_WIDTH, (128, 64, 32, 16))
+    head = RewardHead(tower.width, (128, 64, 32, 16))
     for layer in head.layers:  # five maps without activation: torch's default would shrink the signal at each
         if isinstance(layer, nn.Linear):
             nn.init.orthogonal_(layer.weight)
@@ -93,18 +93,16 @@ def agreement(score: Score, candidates: Candidates, rows: Sequence[int]) -> floa
     return right[gap.abs() > 0.05].float().mean().item()
 
 
-def new_reward(name: str, directory: Path, seed: int) -> Reward:
+def new_reward(name: str, tower: Tower, size: int, directory: Path, seed: int) -> Reward:
     """Return an untrained reward model and write its tokenizer into `directory`."""
     torch.manual_seed(seed)
     if name == "imagereward":
         directory.mkdir(parents=True, exist_ok=True)
         vocabulary = directory / "vocab.txt"
         vocabulary.write_text("".join(f"{token}\n" for token in bert_vocabulary()))
-        return new_imagereward(vocabulary)
+        return new_imagereward(vocabulary, tower, size)
     tokenizer = write_clip_tokenizer(directory, _MAX_TOKENS)
-    if name == "hps":
-        return HPS(new_clip(tokenizer, patch=8, layers=4), tokenizer, "smooth")
-    return PickScore(new_clip(tokenizer, patch=6, layers=3), tokenizer, "smooth")
+    return (HPS if name == "hps" else PickScore)(new_clip(tokenizer, tower, size), tokenizer, "smooth")
 
 
 def write_reward(reward: Reward, directory: Path) -> None:

@@ -1,5 +1,6 @@
 """The stages of the build, in order; each writes its result once and is skipped when that is there."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from torch import nn
 
 from reward_services.models import load
 from reward_services.spec import RewardSpec
+from slingstone.atomic import write_text
 from slingstone.networks.pipelines import write_pipeline
 from slingstone.preferences.parquet import write_parquet
 from slingstone.preferences.splits import held_out
 from slingstone.world.captions import held_out_scenes, sample_scenes
+from slingstone.world.editions import EDITIONS
 from workbench.recipe.autoencoder import sharpen_decoder, train_autoencoder
+from workbench.recipe.measuring import measured_autoencoder, measured_generators, measured_rewards
 from workbench.recipe.preferences import Candidates, beside, chosen, drawn_candidates, generated_candidates, merged
+from workbench.recipe.reading import teach_reading
 from workbench.recipe.reference import train_reference
 from workbench.recipe.rewards import Reward, new_reward, write_reward
 from workbench.recipe.settings import Preferences, WorldBuild
@@ -33,6 +38,7 @@ def build_world(build: WorldBuild) -> None:
     build_generator(build)
     build_rewards(build)
     build_votes(build)
+    measure(build, vae)
 
 
 def write_prompts(build: WorldBuild) -> None:
@@ -48,10 +54,10 @@ def write_prompts(build: WorldBuild) -> None:
 
 def build_autoencoder(build: WorldBuild) -> AutoencoderKL:
     """Stage 1."""
-    path = build.work / "autoencoder"
+    path, edition = build.work / "autoencoder", EDITIONS[build.edition]
     if not path.exists():
-        vae = train_autoencoder(build.autoencoder, build.seed)
-        sharpen_decoder(vae, build.decoder, build.seed + 1)
+        vae = train_autoencoder(build.autoencoder, edition, build.seed, build.work / "autoencoder.pt")
+        sharpen_decoder(vae, build.decoder, edition, build.seed + 1, build.work / "decoder.pt")
         vae.save_pretrained(path)
     return AutoencoderKL.from_pretrained(path).eval().requires_grad_(False)
 
@@ -60,7 +66,8 @@ def build_reference(build: WorldBuild, vae: AutoencoderKL) -> None:
     """Stage 2."""
     path = build.output / "reference"
     if not path.exists():
-        pipeline = train_reference(vae, build.reference, build.seed, build.work / "tokenizer")
+        work = build.work / "tokenizer"
+        pipeline = train_reference(vae, EDITIONS[build.edition], build.reference, build.seed, work)
         write_half_precision(pipeline, path)
 
 
@@ -90,12 +97,15 @@ def build_rewards(build: WorldBuild) -> None:
     generated = build.generated_preferences
     pictures = _made_once(
         build.work / "generated.pt",
-        lambda: generated_candidates(build.output, generated.captions, generated.candidates, build.seed + 1),
+        lambda: generated_candidates(
+            build.output, EDITIONS[build.edition], generated.captions, generated.candidates, build.seed + 1
+        ),
     )
     phases = {"drawn": drawings(build), "generated": merged([drawings(build), pictures])}
     for name in missing:
         start = build.work / "rewards" / name
-        write_reward(new_reward(name, start / "tokenizer", build.seed + 1), start / "untrained")
+        if not (start / "untrained").exists():
+            write_reward(untrained_reward(build, name, start), start / "untrained")
         checkpoint = start / "untrained"
         for phase, settings in (("drawn", build.drawn_preferences), ("generated", generated)):
             votes = build.work / "votes" / f"{phase}.parquet"
@@ -105,6 +115,15 @@ def build_rewards(build: WorldBuild) -> None:
         fitted = load(RewardSpec(name=name, model=name, checkpoint=str(checkpoint)))
         assert isinstance(fitted, Reward)
         write_reward(fitted, build.output / "rewards" / name)
+
+
+def untrained_reward(build: WorldBuild, name: str, directory: Path) -> Reward:
+    """Return a reward that has seen no vote; if the build says so, one that reads."""
+    edition = EDITIONS[build.edition]
+    reward = new_reward(name, getattr(build.towers, name), edition.size, directory / "tokenizer", build.seed + 1)
+    if build.reading:
+        teach_reading(reward, edition, build.reading, build.seed + 1, directory / "reading.pt")
+    return reward
 
 
 def fit_reward(build: WorldBuild, name: str, phase: str, checkpoint: Path, votes: Path, settings: Preferences) -> Path:
@@ -138,8 +157,12 @@ def fit_reward(build: WorldBuild, name: str, phase: str, checkpoint: Path, votes
 
 def drawings(build: WorldBuild) -> Candidates:
     """Return the drawn candidates, made once."""
-    drawn = build.drawn_preferences
-    return _made_once(build.work / "drawn.pt", lambda: drawn_candidates(drawn.captions, drawn.candidates, build.seed))
+    drawn, edition = build.drawn_preferences, EDITIONS[build.edition]
+
+    def make() -> Candidates:
+        return drawn_candidates(drawn.captions, drawn.candidates, build.seed, edition, drawn.miscounted)
+
+    return _made_once(build.work / "drawn.pt", make)
 
 
 def build_votes(build: WorldBuild) -> None:
@@ -160,12 +183,27 @@ def build_votes(build: WorldBuild) -> None:
 def voted_pictures(build: WorldBuild) -> Candidates:
     """Return the pictures that simulated voters see, made once."""
     captions, candidates, seed = build.votes.captions, build.votes.candidates, build.seed + 7
+    edition = EDITIONS[build.edition]
 
     def make() -> Candidates:
-        generated = generated_candidates(build.output, captions, candidates, seed, one_step=True)
-        return with_taste(beside(generated, drawn_candidates(captions, candidates, seed)))
+        generated = generated_candidates(build.output, edition, captions, candidates, seed, one_step=True)
+        drawn = drawn_candidates(captions, candidates, seed, edition)
+        return with_taste(beside(generated, drawn), build.votes.taste)
 
     return _made_once(build.work / "voted.pt", make)
+
+
+def measure(build: WorldBuild, vae: AutoencoderKL) -> None:
+    """Stage 6: write `measured.json`, the numbers of the model card."""
+    path, edition = build.work / "measured.json", EDITIONS[build.edition]
+    if path.exists():
+        return
+    found = {
+        "autoencoder": measured_autoencoder(vae, edition),
+        **measured_generators(build.output, edition),
+        **measured_rewards(build.output, edition, REWARDS),
+    }
+    write_text(path, json.dumps(found, indent=2) + "\n")
 
 
 def _made_once(path: Path, make: Callable[[], Candidates]) -> Candidates:

@@ -10,9 +10,9 @@ from itertools import combinations
 
 from PIL import Image
 
-from slingstone.evaluation.appearance import colourfulness
 from slingstone.preferences.table import Choice, Picture, Preference
 from workbench.recipe.preferences import JUDGE, Candidates
+from workbench.recipe.tastes import TASTES
 
 QUALITY = 90
 TIE = 0.02
@@ -23,11 +23,10 @@ TASTE = 1.0
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def with_taste(candidates: Candidates) -> Candidates:
-    """Return what voters go by: the utility, and a taste for colour on which no shipped reward was trained."""
-    pictures = candidates.pictures.flatten(0, 1).float() / 255
-    colourful = colourfulness(pictures).view_as(candidates.utility)
-    taste = (colourful - colourful.mean()) / colourful.std()
+def with_taste(candidates: Candidates, name: str = "vivid") -> Candidates:
+    """Return what voters go by: the utility, and a taste, one of `TASTES`, on which no shipped reward was trained."""
+    pleasing = TASTES[name](candidates.pictures.flatten(0, 1).float() / 255).view_as(candidates.utility)
+    taste = (pleasing - pleasing.mean()) / pleasing.std()
     return replace(candidates, utility=candidates.utility + TASTE * candidates.utility.std() * taste)
 
 
