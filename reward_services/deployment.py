@@ -77,6 +77,7 @@ class RewardService:
             "rule": None if self._rule is None else asdict(self._rule),
             "identity": identity(self._spec),
             "self_test_score": self._test_score,
+            "differentiable": self_test.differentiable(self._spec, self._model),
             "versions": versions(),
         }
         name, failed = self._spec.name, self._metrics.failed
@@ -118,8 +119,8 @@ class RewardService:
     async def describe(self) -> dict[str, Any]:
         """Return what it is.
 
-        `spec`; `identity`, what decides the scores; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of
-        what computes, by name.
+        `spec`; `identity`, what decides the scores; `rule`, its `Preprocess` or None; `self_test_score`;
+        `differentiable`, whether it can be trained on; `versions` of what computes, by name.
         """
         return self._described
 

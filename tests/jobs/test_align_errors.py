@@ -109,3 +109,12 @@ def test_a_reward_that_cannot_start_is_refused_with_its_reason(config):
     done, seconds = align(config, only % (config.parent / "nothing"), "runtime.num_workers=1")
     refused(done, "pickscore did not start", "nothing")
     assert seconds < 120
+
+
+@pytest.mark.ray
+def test_a_reward_that_cannot_be_differentiated_is_refused_before_training_with_what_to_do(cluster, config, capsys):
+    mine = "{name: mine, model: 'tests.reward_services.untrustworthy:Untrustworthy', num_cpus: 0, %s}"
+    only = f"rewards.services=[{mine % 'checkpoint: by numpy/x'}]"
+    said = refused_by_the_cluster(capsys, config, only.replace("by numpy/x", "without gradient"))
+    assert "rewards.services.mine.weight = 1: its scores have no gradient" in said
+    assert "hold it out with rewards.services.mine.weight=0" in said

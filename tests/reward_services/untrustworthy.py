@@ -37,6 +37,7 @@ WAYS = SHAPES | {
     "relative to the first": lambda scores, lengths: scores * 2 - scores[0].detach(),
     "of all prompts": lambda scores, lengths: scores * lengths.mean(),
     "without gradient": lambda scores, lengths: scores.detach(),
+    "by numpy": lambda scores, lengths: torch.from_numpy(scores.numpy()),
     "not finite": lambda scores, lengths: scores / 0,
 }
 """Score `i` from all pictures' means and all prompts' lengths."""

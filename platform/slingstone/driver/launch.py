@@ -85,6 +85,7 @@ def _align(
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
+        rewards.check_gradients(experiment, served)
         with tracked(experiment, uri, history, say, parent) as run:
             results = survived(experiment, rank, history, run, say, callbacks, served)
             images = results.get("guard", {}).get("images", experiment.training.num_images)

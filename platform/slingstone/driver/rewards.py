@@ -16,10 +16,11 @@ from reward_services.contents import digest
 from reward_services.deployment import build
 from reward_services.identity import differences
 from reward_services.protocol import RewardError
-from slingstone.config import Placement, RewardEntry, Rewards
+from slingstone.config import Experiment, Placement, RewardEntry, Rewards
 from slingstone.driver import cluster, lease
 from slingstone.driver.placement import managed
-from slingstone.worker.rewards import remote_client
+from slingstone.plan.work import trained_on
+from slingstone.worker.rewards import remote_client, without_gradient
 
 _OWNED = re.compile(r"reward-[a-z0-9_-]+\.(.+)")
 """Names of managed applications; that of a reward has no dot."""
@@ -135,6 +136,25 @@ def check(rewards: Rewards) -> None:
     if others:
         remedy = "configure what is served, or deploy what is configured"
         raise ValueError(f"rewards.services: other rewards are served: {'; '.join(others)}; {remedy}")
+
+
+def check_gradients(experiment: Experiment, served: Rewards) -> None:
+    """Refuse to train on rewards that have no gradient.
+
+    Args:
+        experiment: says which are trained on.
+        served: services that run.
+
+    Raises:
+        ValueError: naming each.
+    """
+    if served.backend == "in_process":
+        return  # each worker looks at the models that it loads
+    names = {entry.name for entry in trained_on(experiment)}
+    asked = [entry for entry in served.services if entry.name in names]
+    described = {entry: remote_client(served, entry, ImageStore()).describe() for entry in asked}
+    if without := [entry for entry, told in described.items() if not told.get("differentiable", True)]:
+        raise ValueError("\n".join(without_gradient(entry) for entry in without))
 
 
 def shared(rewards: Rewards, served: Rewards) -> Rewards:
