@@ -236,6 +236,7 @@ def test_the_published_rows_are_whole_and_never_without_their_mark():
         assert float(average) == pytest.approx(np.mean([float(score) for score in scores]), abs=0.011)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(cluster, write_comparison, tmp_path):
     both = planned(write_comparison(workers={"num_workers": 2}, batch_size=2, images_per_prompt=1))
