@@ -107,6 +107,4 @@ def _provenance(request: Request, images: int) -> Provenance:
     # The numbers are the average's, at the end of the run.
     best = _returned_to(summary)
     measured = request.weights == "ema" and images == (summary.get("images") if best is None else best)
-    return Provenance(
-        images, request.weights, _read(request, "sources.json"), evaluations(summary) if measured else {}
-    )
+    return Provenance(images, request.weights, _read(request, "sources.json"), evaluations(summary) if measured else {})
