@@ -33,9 +33,7 @@ def making(config: Path, arguments: str) -> list[str]:
 
 def make_align(environment: dict[str, str], config: Path, arguments: str) -> subprocess.CompletedProcess[str]:
     command = making(config, arguments)
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
 
 def slingstone(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -55,14 +53,20 @@ def test_a_mistake_is_named_before_anything_starts(write_run):
 
 
 def test_overrides_with_spaces_and_brackets_arrive_whole(write_run):
-    done = make_align(INHERITED, write_run(), "rewards.services=[{name: a, model: hps, checkpoint: no/such/place}] seed=x")
+    done = make_align(
+        INHERITED, write_run(), "rewards.services=[{name: a, model: hps, checkpoint: no/such/place}] seed=x"
+    )
     assert "seed = 'x'" in done.stderr
     assert "1 mistake\n" in done.stderr
 
 
 @pytest.mark.ray
 def test_a_submitted_job_is_followed_to_its_summary_in_our_lines_alone(reached, write_run, tmp_path):
-    done = make_align(reached, write_run(), "runtime.num_workers=1 seed=3 evaluation.reference={steps: 2, guidance: 1}")
+    done = make_align(
+        reached,
+        write_run(),
+        "runtime.num_workers=1 rewards.backend=in_process seed=3 evaluation.reference={steps: 2, guidance: 1}",
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stderr == ""
     lines = done.stdout.splitlines()

@@ -127,7 +127,8 @@ def reach(say: Callable[[str], None], start: bool = True) -> "JobSubmissionClien
         os.environ.update(head.start())
     from ray.job_submission import JobSubmissionClient  # imports ray, which takes seconds
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for module in ("job.sdk", "dashboard_sdk"):  # which set their own to INFO when they are imported
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
     address = next(os.environ[name] for name in ADDRESSES if os.environ.get(name))
     try:
         return JobSubmissionClient()
