@@ -52,15 +52,19 @@ class Terminal:
     """Shows lines at once, whatever the stream is.
 
     Args:
-        stream: where to.
+        stream: where to; None is the process's standard output, whichever that is by then.
         marked: whether `follow` reads the stream.
         clock: seconds.
     """
 
     def __init__(self, stream: Any = None, marked: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._marked, self._clock = stream or sys.stdout, marked, clock
+        self._given, self._marked, self._clock = stream, marked, clock
         self._bar: Any = None
         self._last = float("-inf")
+
+    @property
+    def _stream(self) -> Any:
+        return self._given or sys.stdout
 
     def say(self, line: str) -> None:
         """Show a line; one of progress moves the bar, or is shown now and then."""

@@ -114,8 +114,9 @@ def test_a_reward_that_cannot_start_is_refused_with_its_reason(cluster, config, 
 
 @pytest.mark.ray
 def test_a_reward_that_cannot_be_differentiated_is_refused_before_training_with_what_to_do(cluster, config, capsys):
-    mine = "{name: mine, model: 'tests.reward_services.untrustworthy:Untrustworthy', num_cpus: 0, %s}"
-    only = f"rewards.services=[{mine % 'checkpoint: by numpy/x'}]"
-    said = refused_by_the_cluster(capsys, config, only.replace("by numpy/x", "without gradient"))
+    (config.parent / "without gradient").mkdir()
+    mine = "{name: mine, model: 'tests.reward_services.untrustworthy:Untrustworthy', num_cpus: 0, checkpoint: '%s'}"
+    only = f"rewards.services=[{mine % (config.parent / 'without gradient')}]"
+    said = refused_by_the_cluster(capsys, config, only, "runtime.num_workers=1")
     assert "rewards.services.mine.weight = 1: its scores have no gradient" in said
     assert "hold it out with rewards.services.mine.weight=0" in said

@@ -1,6 +1,7 @@
 """Rewards that no run should be trained on, named by their classes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ def means(images: Tensor) -> Tensor:
 class Untrustworthy(nn.Module):
     @classmethod
     def load(cls, checkpoint: str, tokenizer: str | None, preprocess: str, dtype: torch.dtype) -> "Untrustworthy":
-        return cls(checkpoint)
+        return cls(Path(checkpoint).name)
 
     def __init__(self, how: str):
         super().__init__()

@@ -15,7 +15,7 @@ LEFT_OUT = ("__pycache__", "*.pyc")
 """What is in the packages and no job needs."""
 
 
-def pack(directory: Path, config: str, tree: Section, departure: Departure) -> tuple[str, Section]:
+def pack(directory: Path, config: str, tree: Section, departure: Departure) -> tuple[str, Any]:
     """Fill a directory, by links, with all that a job takes along; return its configuration, and the place in it.
 
     Args:

@@ -127,6 +127,7 @@ def reach(say: Callable[[str], None], start: bool = True) -> "JobSubmissionClien
         os.environ.update(head.start())
     from ray.job_submission import JobSubmissionClient  # imports ray, which takes seconds
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     for module in ("job.sdk", "dashboard_sdk"):  # which set their own to INFO when they are imported
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
     address = next(os.environ[name] for name in ADDRESSES if os.environ.get(name))
@@ -263,6 +264,6 @@ def _is(job: "JobDetails", kind: str, tree: Any) -> bool:
 
 def _at_work(kind: str, name: str, where: str) -> str:
     return (
-        f"name = {name!r}: {kind} {name} is at work already, by {where}; look on with"
-        f" `slingstone follow {kind}/{name}`, end it with `slingstone stop {kind}/{name}`, or give this one another name"
+        f"name = {name!r}: {kind} {name} is at work already, by {where}; look on with `slingstone follow"
+        f" {kind}/{name}`, end it with `slingstone stop {kind}/{name}`, or give this one another name"
     )
