@@ -57,9 +57,7 @@ class Terminal:
         clock: seconds.
     """
 
-    def __init__(
-        self, stream: Any = None, marked: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, stream: Any = None, marked: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._marked, self._clock = stream or sys.stdout, marked, clock
         self._bar: Any = None
         self._last = float("-inf")

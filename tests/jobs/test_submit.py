@@ -33,9 +33,7 @@ def making(config: Path, arguments: str) -> list[str]:
 
 def make_align(environment: dict[str, str], config: Path, arguments: str) -> subprocess.CompletedProcess[str]:
     command = making(config, arguments)
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
 
 def slingstone(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -55,7 +53,9 @@ def test_a_mistake_is_named_before_anything_starts(write_run):
 
 
 def test_overrides_with_spaces_and_brackets_arrive_whole(write_run):
-    done = make_align(INHERITED, write_run(), "rewards.services=[{name: a, model: hps, checkpoint: no/such/place}] seed=x")
+    done = make_align(
+        INHERITED, write_run(), "rewards.services=[{name: a, model: hps, checkpoint: no/such/place}] seed=x"
+    )
     assert "seed = 'x'" in done.stderr
     assert "1 mistake\n" in done.stderr
 

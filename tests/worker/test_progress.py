@@ -33,7 +33,12 @@ def test_speed_and_time_left_are_those_of_the_last_minute():
 
 def test_evaluations_are_rows_of_one_table_that_tells_held_out_rewards():
     said, progress, _ = said_by(held_out=("hps",))
-    found = {"rewards": {"pickscore": -0.78312, "hps": 0.25}, "utility": 0.5, "diversity": 0.1, "caption_accuracy": 0.75}
+    found = {
+        "rewards": {"pickscore": -0.78312, "hps": 0.25},
+        "utility": 0.5,
+        "diversity": 0.1,
+        "caption_accuracy": 0.75,
+    }
     progress.found("initial", found)
     progress.found("800", found | {"utility": 12345.6})
     assert said == [

@@ -119,7 +119,9 @@ class Departure:
     def written(self, path: str) -> str:
         """Return where the job writes."""
         if self.far and "://" not in path and not Path(path).is_absolute():
-            raise PydanticCustomError("relative", "is relative; give an absolute path that all nodes of the cluster see")
+            raise PydanticCustomError(
+                "relative", "is relative; give an absolute path that all nodes of the cluster see"
+            )
         return _written(path, self.base)
 
     def uri(self, uri: str) -> str:
@@ -135,9 +137,7 @@ def in_packages(path: Path) -> str | None:
     return None
 
 
-def _when_resolving(
-    change: Callable[[str, Path], str], departing: Callable[[Departure, str], str]
-) -> AfterValidator:
+def _when_resolving(change: Callable[[str, Path], str], departing: Callable[[Departure, str], str]) -> AfterValidator:
     def resolve(path: str, info: Any) -> str:  # pydantic's protocol of it cannot be checked at run time
         if isinstance(info.context, Departure):
             return departing(info.context, path)

@@ -71,7 +71,8 @@ def submit(job: Job, say: Callable[[str], None], verbose: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="slingstone-") as directory:
         departure = Departure(Path.cwd(), far)
         departure.files |= job.also
-        place, tree = pack(Path(directory), job.config, job.tree, departure)
+        place, packed = pack(Path(directory), job.config, job.tree, departure)
+        tree: Any = packed  # every kind of job has a name and a storage
         _refuse_second(job.kind, tree, far)
         client = reach(say)
         if any(_is(found, job.kind, tree) for found in alive(client)):
@@ -127,7 +128,7 @@ def reach(say: Callable[[str], None], start: bool = True) -> "JobSubmissionClien
         os.environ.update(head.start())
     from ray.job_submission import JobSubmissionClient  # imports ray, which takes seconds
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # of Ray's client; it sets its loggers' levels itself
     address = next(os.environ[name] for name in ADDRESSES if os.environ.get(name))
     try:
         return JobSubmissionClient()
@@ -263,5 +264,5 @@ def _is(job: "JobDetails", kind: str, tree: Any) -> bool:
 def _at_work(kind: str, name: str, where: str) -> str:
     return (
         f"name = {name!r}: {kind} {name} is at work already, by {where}; look on with"
-        f" `slingstone follow {kind}/{name}`, end it with `slingstone stop {kind}/{name}`, or give this one another name"
+        f" `slingstone follow {kind}/{name}`, end it with `slingstone stop {kind}/{name}`, or name this one otherwise"
     )

@@ -58,7 +58,9 @@ class Reporter(Contact):
     def found(self, label: str, summary: Mapping[str, Any], images: int) -> None:
         """Take note of an evaluation: `init`, `training` for the short ones on the way, `aligned`, the rival's."""
         if not self._quiet:
-            title = {"training": str(images), "init": "initial"}.get(label, label.removesuffix("_steps").replace("_", " "))
+            title = {"training": str(images), "init": "initial"}.get(
+                label, label.removesuffix("_steps").replace("_", " ")
+            )
             self._progress.found(title, summary)
             self._run.metrics({f"{label}/{name}": value for name, value in numbers(summary).items()}, images)
             self._run.flush()
