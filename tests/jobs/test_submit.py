@@ -62,7 +62,11 @@ def test_overrides_with_spaces_and_brackets_arrive_whole(write_run):
 
 @pytest.mark.ray
 def test_a_submitted_job_is_followed_to_its_summary_in_our_lines_alone(reached, write_run, tmp_path):
-    done = make_align(reached, write_run(), "runtime.num_workers=1 seed=3 evaluation.reference={steps: 2, guidance: 1}")
+    done = make_align(
+        reached,
+        write_run(),
+        "runtime.num_workers=1 rewards.backend=in_process seed=3 evaluation.reference={steps: 2, guidance: 1}",
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stderr == ""
     lines = done.stdout.splitlines()
