@@ -1,6 +1,7 @@
 """The console command `slingstone`, of which jobs/*.py are the parts. Each imports what it needs when it is called."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -222,8 +223,17 @@ def head(given: argparse.Namespace) -> None:
     if given.action == "start":
         environment = Head(ROOT).start()
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
-    else:
-        print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
+        return
+    if Head(ROOT).pid is not None:
+        from slingstone.driver import runs
+
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            os.environ.pop(name, None)  # another cluster's jobs are not meant
+        try:
+            runs.stop_all(say)
+        except (OSError, RuntimeError, ValueError) as error:
+            complain(f"its jobs end without being asked first: {error}")
+    print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
 
 
 def submit(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import ray
@@ -211,4 +212,25 @@ def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str
         say(f"{summary['guard']['reason']}\n")
     for title, name in (("picture", "pictures/grid.png"), ("pipeline", "pipeline"), ("summary", "summary.json")):
         say(f"{title:<9} {history.directory / name}")
-    say(f"MLflow    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {summary['mlflow_uri']}")
+    for line in next_steps(history.directory, summary["mlflow_uri"], "utility" in summary.get("aligned", {})):
+        say(line)
+
+
+def next_steps(directory: Path, mlflow_uri: str, in_world: bool) -> list[str]:
+    """Return what to do with a run that came to its end, in order, as commands that a shell takes as they are.
+
+    Args:
+        directory: of the run.
+        mlflow_uri: where its numbers are.
+        in_world: whether it is of the embedded world, for which configs/ has an arena, a comparison and a sweep.
+    """
+    programs = Path(sys.executable).parent
+    ours, run, target = programs / "slingstone", quote(str(directory)), quote(f"{directory}-export")
+    steps = {"look": f"{programs / 'mlflow'} ui --backend-store-uri {quote(mlflow_uri)}"}
+    if in_world:
+        steps["try"] = f"{ours} arena configs/arena/scenes.yaml generators.aligned.run={run}"
+        steps["compare"] = f"{ours} evaluate configs/evaluate/scenes.yaml models.aligned.run={run}"
+    steps["export"] = f"{ours} export {run} {target}"
+    if in_world:
+        steps["sweep"] = f"{ours} sweep configs/sweep/scenes.yaml"
+    return ["\nnext", *(f"  {name:<8}{line}" for name, line in steps.items())]

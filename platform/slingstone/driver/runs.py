@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from slingstone import atomic
+from slingstone import atomic, tracking
 from slingstone.driver import run_lease, submission
 
 LEFT_BY_A_JOB = ("config.yaml", "sweep.yaml", "summary.json", run_lease.FILE)
@@ -92,6 +92,24 @@ def stop(name: str, storage: Path, say: Callable[[str], None]) -> None:
         while run_lease.process_of(directory) and time.monotonic() < end:
             time.sleep(POLL_S)
         say(f"stopped {directory.parent.name}/{directory.name}; the same command continues it")
+
+
+def stop_all(say: Callable[[str], None]) -> None:
+    """Stop the jobs of the cluster, which save first, and end the MLflow runs that they leave open."""
+    client = submission.reach(say, start=False)
+    for job in submission.alive(client):
+        if job.submission_id is not None:
+            say(f"{submission.title(job)} saves and ends")
+            submission.stop(client, job.submission_id)
+    for job in client.list_jobs():
+        called, storage = submission.title(job), (job.metadata or {}).get("storage")
+        if not called or not storage:
+            continue
+        kind, _, name = called.partition("/")
+        trials = Path(storage).glob(f"align/{name}-*") if kind in ("sweep", "claims") else ()
+        for directory in (Path(storage) / called, *trials):
+            if run_lease.process_of(directory) is None and tracking.end_abandoned(directory):
+                say(f"the MLflow run of {directory} is ended as KILLED")
 
 
 def _unknown(name: str, storage: Path, done: str) -> str:

@@ -71,7 +71,8 @@ def submit(job: Job, say: Callable[[str], None], verbose: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="slingstone-") as directory:
         departure = Departure(Path.cwd(), far)
         departure.files |= job.also
-        place, tree = pack(Path(directory), job.config, job.tree, departure)
+        place, packed = pack(Path(directory), job.config, job.tree, departure)
+        tree: Any = packed  # every kind of job has a name and a storage
         _refuse_second(job.kind, tree, far)
         client = reach(say)
         if any(_is(found, job.kind, tree) for found in alive(client)):
@@ -264,6 +265,6 @@ def _is(job: "JobDetails", kind: str, tree: Any) -> bool:
 
 def _at_work(kind: str, name: str, where: str) -> str:
     return (
-        f"name = {name!r}: {kind} {name} is at work already, by {where}; look on with `slingstone follow"
-        f" {kind}/{name}`, end it with `slingstone stop {kind}/{name}`, or give this one another name"
+        f"name = {name!r}: {kind} {name} is at work already, by {where}; look on with"
+        f" `slingstone follow {kind}/{name}`, end it with `slingstone stop {kind}/{name}`, or name this one otherwise"
     )

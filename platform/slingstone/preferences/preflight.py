@@ -1,4 +1,4 @@
-"""What would fail after a fitting or a comparison of rewards has started, found before. Imports no torch."""
+"""What would fail after a fitting or comparison of rewards has started, found before. Imports neither torch nor ray."""
 
 from slingstone.config import RewardComparison, RewardFit
 from slingstone.config.paths import resolved

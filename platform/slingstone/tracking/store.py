@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 PARAM_VALUE_LIMIT = 6000
 PARAMS_A_BATCH = 100
+KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag by which the UI shows an experiment as model training; without it it guesses, and may show GenAI evaluations."""
 MIGRATION_TIMEOUT_S = 600.0
 """How long a job waits while another one makes the tables of a database; that takes some ten seconds."""
 
@@ -84,6 +87,7 @@ def create_run(
     from mlflow.entities import Param
 
     client = new_client(uri)
+    tags = {"mlflow.user": getuser(), "mlflow.source.name": "slingstone", "mlflow.source.type": "JOB", **tags}
     experiment_id = _experiment_id(client, experiment, storage if _is_database(uri) else None)
     run_id = client.create_run(experiment_id, tags=sources() | dict(tags), run_name=name).info.run_id
     entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
@@ -118,6 +122,18 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         raise
     finally:
         run.end(status)
+
+
+def end_abandoned(directory: Path) -> bool:
+    """End the MLflow run of a directory whose process is gone, as KILLED; return whether it still ran."""
+    saved = atomic.read_json(directory / "mlflow.json")
+    if saved is None:
+        return False
+    client = new_client(saved["uri"])
+    if client.get_run(saved["run_id"]).info.status != "RUNNING":
+        return False
+    client.set_terminated(saved["run_id"], "KILLED")
+    return True
 
 
 def tracking_uri(settings: TrainingJob | Comparison | RewardComparison) -> str:
@@ -187,8 +203,10 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) ->
         # MLflow's own default for a local database is ./mlruns of whichever process creates the experiment.
         location = None if artifacts is None else (artifacts / "mlartifacts").resolve().as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags={KIND: MODEL_TRAINING})
         except MlflowException:  # another run may have created it in the meantime
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
+    if KIND not in found.tags:
+        client.set_experiment_tag(found.experiment_id, KIND, MODEL_TRAINING)
     return found.experiment_id
