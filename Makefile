@@ -18,13 +18,12 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
-JOB_ENV = {"env_vars": {"SLINGSTONE_GIT_COMMIT": "$(COMMIT)"$(if $(MLFLOW_TRACKING_URI),$(comma) "MLFLOW_TRACKING_URI": "$(MLFLOW_TRACKING_URI)")}}
-comma := ,
 
 define submit
 	@set -e; \
 	if test -z "$$RAY_ADDRESS$$RAY_API_SERVER_ADDRESS"; then head=$$($(BIN)/python jobs/head.py start); eval "$$head"; fi; \
-	$(BIN)/ray job submit --working-dir . --runtime-env-json '$(JOB_ENV)' -- \
+	told=$$(SLINGSTONE_GIT_COMMIT=$(COMMIT) $(BIN)/python jobs/head.py tell); \
+	$(BIN)/ray job submit --working-dir . --runtime-env-json "$$told" -- \
 	  python $(1) storage=$(STORAGE) $(ARGS)
 endef
 

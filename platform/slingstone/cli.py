@@ -159,13 +159,18 @@ def arena(given: argparse.Namespace) -> None:
 
 
 def head(given: argparse.Namespace) -> None:
-    """Start or stop the local Ray head of this installation; `start` prints how a shell reaches it."""
+    """Start or stop the local Ray head; `start` prints how a shell reaches it, `tell` what a job is told."""
+    import json
+    import os
+
     from slingstone.config.paths import ROOT
     from slingstone.driver.head import Head
 
     if given.action == "start":
         environment = Head(ROOT).start()
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
+    elif given.action == "tell":
+        print(json.dumps({"env_vars": Head(ROOT).job_environment(os.environ)}))
     else:
         print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
 
@@ -189,10 +194,15 @@ def run(job: Callable[[argparse.Namespace], None], given: argparse.Namespace) ->
     it started is taken down.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    from slingstone.driver.job_environment import adopt_environment
+
     try:
+        adopt_environment()
         job(given)
     except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from slingstone.config.credentials import concealed
+
+        print(f"error: {concealed(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -243,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
     _add_export(command(export))
     _add_votes(command(votes))
-    command(head).add_argument("action", choices=("start", "stop"))
+    command(head).add_argument("action", choices=("start", "stop", "tell"))
     return parser
 
 

@@ -12,6 +12,7 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from reward_services.cluster_access import refuse_open_cluster
 from slingstone.arena.door import door
 from slingstone.arena.drawing import Drawer, Judge, actor_options, identity
 from slingstone.arena.errors import Unavailable
@@ -43,6 +44,7 @@ class Front:
         generators: Mapping[str, DeploymentHandle],
         judge: DeploymentHandle | None,
     ) -> None:
+        refuse_open_cluster(arena.drawers.open_cluster)
         self._generators, self._judge = generators, judge
         self._deadline_s = arena.drawers.deadline_s
         kept = directory(arena)
