@@ -104,8 +104,9 @@ def test_a_reward_that_is_not_deployed_is_refused(cluster, config, capsys):
 
 
 @pytest.mark.ray
-def test_a_reward_that_cannot_start_is_refused_with_its_reason(config):
+def test_a_reward_that_cannot_start_is_refused_with_its_reason(cluster, config, capsys):
     only = "rewards.services=[{name: pickscore, model: pickscore, num_cpus: 0, checkpoint: %s}]"
-    done, seconds = align(config, only % (config.parent / "nothing"), "runtime.num_workers=1")
-    refused(done, "pickscore did not start", "nothing")
-    assert seconds < 120
+    said = refused_by_the_cluster(capsys, config, only % (config.parent / "nothing"), "runtime.num_workers=1")
+    (error,) = (line for line in said.splitlines() if line.startswith("error:"))
+    assert "pickscore did not start" in error
+    assert "nothing" in error

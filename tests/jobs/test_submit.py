@@ -39,7 +39,7 @@ def make_align(environment: dict[str, str], config: Path, *overrides: str) -> su
 
 
 def test_a_submitted_job_is_followed_to_its_summary(reached, write_run, tmp_path):
-    done = make_align(reached, write_run(), "runtime.num_workers=1", "seed=3")
+    done = make_align(reached, write_run(), "runtime.num_workers=1", "rewards.backend=in_process", "seed=3")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "32/32 images" in done.stdout
     assert "mlflow ui --backend-store-uri" in done.stdout

@@ -122,6 +122,17 @@ def test_results_show_the_order_its_doubt_and_the_latest_votes(url, browser):
     _checked(browser, "results")
 
 
+def test_the_page_of_the_api_tells_every_request_and_its_fields(url, browser):
+    browser.get(f"{url}/api.html")
+    described = json.load(urllib.request.urlopen(f"{url}/api/openapi.json"))["paths"]
+    until(browser, lambda page: len(page.find_elements("css selector", "#requests h2")) == len(described))
+    told = browser.find_element("css selector", "#requests").text
+    for said in (*described, "left | right | tie | both_bad must be given", "seed integer may be left out minimum 0"):
+        assert said in told
+    assert browser.execute_script(UNNAMED) == []
+    assert browser.execute_script(PALE) == []
+
+
 def test_on_a_telephone_nothing_is_wider_than_the_screen(url, browser):
     browser.set_window_size(500, 900)  # the narrowest that headless Chromium makes
     browser.execute_cdp_cmd(
