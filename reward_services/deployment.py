@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from reward_services import self_test, wire
 from reward_services.batching import Batcher, Result
+from reward_services.cluster_access import refuse_open_cluster
 from reward_services.gradient import score, score_and_gradient
 from reward_services.identity import identity
 from reward_services.ingress import HttpIngress
@@ -49,6 +50,7 @@ class RewardService:
 
     def __init__(self, spec: dict[str, Any]):
         self._spec = RewardSpec(**spec)
+        refuse_open_cluster(self._spec.open_cluster)
         torch.set_num_threads(max(1, round(self._spec.num_cpus)))
         if self._spec.device.startswith("cuda") and 0 < self._spec.num_gpus < 1:
             # To Ray a share is a number; without this one reward could leave no memory to its neighbours.

@@ -275,10 +275,15 @@ def run(job: Callable[[argparse.Namespace], None], given: argparse.Namespace) ->
     it started is taken down.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    from slingstone.driver.job_environment import adopt_environment
+
     try:
+        adopt_environment()
         job(given)
     except (ValueError, RuntimeError) as error:
-        complain(f"error: {error}")
+        from slingstone.config.credentials import concealed
+
+        complain(f"error: {concealed(str(error))}")
         return 1
     return 0
 

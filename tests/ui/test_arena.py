@@ -59,7 +59,7 @@ def url(tmp_path_factory):
     run = ROOT / "outputs" / "align" / "scenes"
     command = [sys.executable, str(ROOT / "jobs" / "arena.py"), str(ROOT / "configs" / "arena" / "scenes.yaml")]
     command += [f"storage={storage}", f"door.port={port}", f"generators.aligned.run={run}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
     with subprocess.Popen(command, env=environment, cwd=ROOT) as process:
         found = f"http://127.0.0.1:{port}"

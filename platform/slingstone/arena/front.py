@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from reward_services.cluster_access import refuse_open_cluster
 from slingstone.arena.door import door
 from slingstone.arena.errors import Unavailable
 from slingstone.arena.gallery import Drawn, Gallery, Identity
@@ -40,6 +41,7 @@ class Front:
         generators: Mapping[str, DeploymentHandle],
         judge: DeploymentHandle | None,
     ) -> None:
+        refuse_open_cluster(arena.drawers.open_cluster)
         self._generators, self._judge = generators, judge
         self._deadline_s = arena.drawers.deadline_s
         kept = directory(arena)

@@ -38,7 +38,7 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
 def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     uri = tracking.ready(comparison)
     if not ray.is_initialized():
-        cluster.connect(comparison.workers.threads_per_worker)
+        cluster.connect(comparison.workers.threads_per_worker, comparison.workers.open_cluster)
     _fits(comparison)
     shards, start, cut = shards_of(comparison), time.monotonic(), cut_prompts(comparison)
     say("\n".join(told(cut)))

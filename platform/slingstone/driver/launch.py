@@ -20,6 +20,7 @@ from ray.util.placement_group import remove_placement_group
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import Experiment, Rewards, TrainingJob
+from slingstone.config.credentials import concealed
 from slingstone.driver import placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
@@ -77,7 +78,7 @@ def _align(
         return done
     uri = tracking.ready(experiment)
     if not ray.is_initialized():
-        connect(experiment.runtime.threads_per_worker)
+        connect(experiment.runtime.threads_per_worker, experiment.runtime.open_cluster)
     placement.check(experiment, ray.nodes())
     start, cut = time.monotonic(), cut_prompts(experiment)
     say("\n".join(told(cut)))
@@ -195,7 +196,7 @@ def fit(
         if reservation is not None:
             remove_placement_group(reservation)
         log = directory / "error.txt"
-        log.write_text(str(error))
+        log.write_text(concealed(str(error)))
         raise RunFailed(f"training failed: {cause(error)}\n  traceback: {log}", is_mistake(error)) from error
     assert results is not None
     return results

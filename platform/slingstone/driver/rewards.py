@@ -167,7 +167,8 @@ def shared(rewards: Rewards, served: Rewards) -> Rewards:
 
 
 def _owned(entry: RewardEntry, owner: str) -> RewardEntry:
-    return entry.model_copy(update={"application": f"{entry.app_name}.{owner}"})
+    # This process has joined the cluster: whether it may be an open one is decided.
+    return entry.model_copy(update={"application": f"{entry.app_name}.{owner}", "open_cluster": True})
 
 
 def remove_abandoned(own: str, wanted: set[str]) -> None:

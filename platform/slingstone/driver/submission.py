@@ -83,15 +83,16 @@ def submit(job: Job, say: Callable[[str], None], verbose: bool = False) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the variables of a job. Whoever may list a cluster's jobs reads them: they hold no secret."""
-    variables = {
-        MARKED: "1",
-        "SLINGSTONE_GIT_COMMIT": git_commit(),
-        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S),
-    }
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        variables["MLFLOW_TRACKING_URI"] = absolute_uri(uri, Path.cwd())
-    return variables
+    """Return the variables of a job; what is secret goes by a private file, see `job_environment`.
+
+    Raises:
+        ValueError: what is secret would be shown where the job goes.
+    """
+    given = os.environ | {"SLINGSTONE_GIT_COMMIT": git_commit()}
+    if uri := given.get("MLFLOW_TRACKING_URI"):
+        given["MLFLOW_TRACKING_URI"] = absolute_uri(uri, Path.cwd())
+    told = Head(ROOT).job_environment(given)
+    return told | {MARKED: "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S)}
 
 
 def is_far() -> bool:

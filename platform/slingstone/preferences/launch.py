@@ -49,7 +49,7 @@ def _fit(fitting: RewardFit, history: RunDirectory, say: Callable[[str], None]) 
     copy_votes(fitting, history.directory, say)
     uri = tracking.ready(fitting)
     if not ray.is_initialized():
-        connect(fitting.runtime.threads_per_worker)
+        connect(fitting.runtime.threads_per_worker, fitting.runtime.open_cluster)
     placement.check(fitting, ray.nodes())
     with tracked(fitting, uri, history, say) as run:
         results = survived(fitting, _rank, history, run, say)

@@ -53,7 +53,8 @@ def _sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any
         results.conclude(prepared, summary, say)
         return summary
     if not ray.is_initialized():
-        cluster.connect(experiment.runtime.threads_per_worker, dashboard=True)
+        runtime = experiment.runtime
+        cluster.connect(runtime.threads_per_worker, runtime.open_cluster, dashboard=True)
     concurrent = concurrency(prepared, ray.nodes())
     say(f"{prepared.num_trials} trials, {concurrent} at a time")
     start = time.monotonic()

@@ -1,5 +1,6 @@
 """MLflow behind a few methods: the driver opens and ends a run, rank 0 logs to it by its id."""
 
+from slingstone.config.credentials import redacted
 from slingstone.tracking.journal import journal_of
 from slingstone.tracking.run import Run
 from slingstone.tracking.store import (
@@ -8,7 +9,6 @@ from slingstone.tracking.store import (
     open_run,
     parent_run,
     ready,
-    redacted,
     reopened,
     tracking_uri,
 )

@@ -7,13 +7,14 @@ from contextlib import contextmanager, nullcontext
 from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from slingstone import atomic
 from slingstone.config import Experiment, RewardComparison, TrainingJob, flatten
 from slingstone.config.comparison import Comparison
+from slingstone.config.credentials import concealed, redacted
 from slingstone.config.paths import absolute_uri
 from slingstone.tracking.provenance import sources
 from slingstone.tracking.run import Run, new_client
@@ -148,9 +149,10 @@ def tracking_uri(settings: TrainingJob | Comparison | RewardComparison) -> str:
         try:
             here, elsewhere = absolute_uri(given, Path.cwd()), absolute_uri(given, Path("/elsewhere"))
         except ValueError as error:
-            raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: {error}") from None
+            raise ValueError(f"MLFLOW_TRACKING_URI = {redacted(given)!r}: {error}") from None
         if here != elsewhere:
-            raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: is another place in each process; set it to {here}")
+            wrong = f"MLFLOW_TRACKING_URI = {redacted(given)!r}: is another place in each process"
+            raise ValueError(f"{wrong}; set it to {redacted(here)}")
         return given
     return f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
 
@@ -174,7 +176,7 @@ def ready(settings: TrainingJob | Comparison | RewardComparison) -> str:
         with lock:
             found = new_client(uri).get_experiment_by_name(settings.tracking.experiment)
     except Exception as error:  # of whatever transport the URI means
-        said = " ".join(str(error).replace(uri, redacted(uri)).split())[:300]
+        said = " ".join(concealed(str(error).replace(uri, redacted(uri))).split())[:300]
         raise ValueError(
             f"tracking.uri = {redacted(uri)!r}: does not answer; start it, or name another: {said}"
         ) from error
@@ -182,14 +184,6 @@ def ready(settings: TrainingJob | Comparison | RewardComparison) -> str:
         remedy = f"name another, or restore it: mlflow experiments restore -x {found.experiment_id}"
         raise ValueError(f"tracking.experiment = {settings.tracking.experiment!r}: was deleted in MLflow; {remedy}")
     return uri
-
-
-def redacted(uri: str) -> str:
-    """Return a URI without the credentials that it may carry, to be written down or shown."""
-    parts = urlsplit(uri)
-    if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
-        return uri
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _is_database(uri: str) -> bool:
