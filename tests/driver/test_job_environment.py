@@ -45,9 +45,9 @@ def test_make_puts_no_password_on_a_command_line(tmp_path):
     shown = subprocess.run(
         ["make", "--dry-run", "align"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert "ray job submit" in shown.stdout
+    assert "--submit" in shown.stdout
     assert CANARY not in shown.stdout
-    asked = [sys.executable, "jobs/head.py", "tell"]
+    asked = [sys.executable, "jobs/align.py", "configs/align/scenes.yaml", "--submit", "storage=/all/see/this"]
     done = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "holds credentials" in done.stderr

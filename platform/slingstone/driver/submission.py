@@ -66,7 +66,9 @@ def submit(job: Job, say: Callable[[str], None], verbose: bool = False) -> None:
         SystemExit: the job failed, was stopped, or is no longer followed.
     """
     far = is_far()
-    if not far:
+    if far:
+        environment()  # refuses secrets before the cluster is asked
+    else:
         job.check(job.tree)
     with tempfile.TemporaryDirectory(prefix="slingstone-") as directory:
         departure = Departure(Path.cwd(), far)
