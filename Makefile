@@ -17,15 +17,11 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
-COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
-JOB_ENV = {"env_vars": {"SLINGSTONE_GIT_COMMIT": "$(COMMIT)"$(if $(MLFLOW_TRACKING_URI),$(comma) "MLFLOW_TRACKING_URI": "$(MLFLOW_TRACKING_URI)")}}
-comma := ,
+export ARGS
 
+# Arguments go through the environment, so that the shell does not tear them.
 define submit
-	@set -e; \
-	if test -z "$$RAY_ADDRESS$$RAY_API_SERVER_ADDRESS"; then head=$$($(BIN)/python jobs/head.py start); eval "$$head"; fi; \
-	$(BIN)/ray job submit --working-dir . --runtime-env-json '$(JOB_ENV)' -- \
-	  python $(1) storage=$(STORAGE) $(ARGS)
+	@$(BIN)/python jobs/$(1).py "$(2)" --submit "storage=$(STORAGE)" --args "$$ARGS"
 endef
 
 export RAY_USAGE_STATS_ENABLED := 0
@@ -46,23 +42,23 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 align: $(STAMP) ## align the demo's one-step generator, as a job of a Ray cluster; starts a local one if none is named
-	$(call submit,jobs/align.py $(CONFIG))
+	$(call submit,align,$(CONFIG))
 
 reward: $(STAMP) ## fit a reward to votes; the demo's tiny PickScore to 1,000 simulated ones, in the same way
-	$(call submit,jobs/reward.py $(REWARD))
+	$(call submit,reward,$(REWARD))
 
 sweep: $(STAMP) ## vary the run's configuration and find what is best held out, in the same way
-	$(call submit,jobs/sweep.py $(SWEEP))
+	$(call submit,sweep,$(SWEEP))
 
 evaluate: $(STAMP) ## judge models side by side on sets of prompts, in the same way
-	$(call submit,jobs/evaluate.py $(EVALUATE))
+	$(call submit,evaluate,$(EVALUATE))
 
 arena: $(STAMP) ## open a page in which to draw, compare and vote, on the demo's generators; `make stop` closes it
-	$(call submit,jobs/arena.py $(ARENA))
+	$(call submit,arena,$(ARENA))
 
 claims: STUDIES = $(basename $(notdir $(CLAIMS)))
 claims: $(STAMP) ## put the paper's claims to the test, in hours; finished runs are kept, and docs/claims.md is rewritten
-	$(call submit,jobs/claims.py $(CLAIMS))
+	$(call submit,claims,$(CLAIMS))
 	@mkdir -p docs/claims && cp $(STORAGE)/claims/$(STUDIES)/claims.md docs/$(patsubst scenes%,claims%,$(STUDIES)).md && \
 	  cp $(STORAGE)/claims/$(STUDIES)/claims/*.png docs/claims/
 
@@ -94,7 +90,7 @@ test-slow: $(STAMP) ## run the tests that take minutes each: faults, upstream pa
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 soak: $(STAMP) ## train 2,000 steps under random faults, and compare bit for bit with the same undisturbed; an hour
-	@OMP_NUM_THREADS=1 $(BIN)/python jobs/soak.py configs/soak/scenes.yaml storage=$(STORAGE)/soak $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python jobs/soak.py configs/soak/scenes.yaml "storage=$(STORAGE)/soak" --args "$$ARGS"
 
 check: $(STAMP) ## format, lint, types, and that dependencies point down
 	$(BIN)/ruff format --check .
@@ -107,7 +103,7 @@ format: $(STAMP) ## format the sources and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## measure the platform's cost against a plain training loop, and the reward services'
-	@$(BIN)/python jobs/bench.py $(CONFIG) storage=$(STORAGE) $(ARGS)
+	@$(BIN)/python jobs/bench.py "$(CONFIG)" "storage=$(STORAGE)" --args "$$ARGS"
 	@OMP_NUM_THREADS=1 $(BIN)/python jobs/bench_rewards.py
 
 bench-rewards: $(STAMP) ## measure what asking a reward service costs beside computing in process
@@ -117,7 +113,7 @@ bench-gpu: $(STAMP) ## on a GPU: measure steps at SD1.5's and SDXL's size into d
 	@$(BIN)/python jobs/bench_gpu.py --write docs/benchmarks.md $(ARGS)
 
 profile: $(STAMP) ## write a torch.profiler trace of three steps of a run under outputs/profile/
-	@$(BIN)/python jobs/trace_steps.py $(CONFIG) storage=$(STORAGE) $(ARGS)
+	@$(BIN)/python jobs/trace_steps.py "$(CONFIG)" "storage=$(STORAGE)" --args "$$ARGS"
 
 parity: $(STAMP) ## demand that the rewards equal the upstream packages, which it installs under outputs/parity/
 	@PYTHONPATH=. HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python jobs/parity.py $(STORAGE)/parity $(ARGS)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone import cli  # noqa: E402
+from slingstone.arguments import expanded  # noqa: E402
 from slingstone.config import load  # noqa: E402
 from slingstone.driver import preflight  # noqa: E402
 
@@ -35,4 +36,4 @@ def soak(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(soak, ARGUMENTS.parse_intermixed_args()))
+    sys.exit(cli.run(soak, ARGUMENTS.parse_intermixed_args(expanded(sys.argv[1:]))))

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]  # this source, whatever is installed
 
 from slingstone import cli  # noqa: E402
+from slingstone.arguments import expanded  # noqa: E402
 from slingstone.config import load  # noqa: E402
 from slingstone.driver import preflight  # noqa: E402
 
@@ -27,4 +28,4 @@ def trace(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(trace, ARGUMENTS.parse_intermixed_args()))
+    sys.exit(cli.run(trace, ARGUMENTS.parse_intermixed_args(expanded(sys.argv[1:]))))

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from reward_services import self_test, wire
 from reward_services.batching import Batcher, Result
+from reward_services.cluster_access import refuse_open_cluster
 from reward_services.gradient import score, score_and_gradient
 from reward_services.identity import identity
 from reward_services.ingress import HttpIngress
@@ -49,6 +50,7 @@ class RewardService:
 
     def __init__(self, spec: dict[str, Any]):
         self._spec = RewardSpec(**spec)
+        refuse_open_cluster(self._spec.open_cluster)
         torch.set_num_threads(max(1, round(self._spec.num_cpus)))
         if self._spec.device.startswith("cuda") and 0 < self._spec.num_gpus < 1:
             # To Ray a share is a number; without this one reward could leave no memory to its neighbours.
@@ -77,6 +79,7 @@ class RewardService:
             "rule": None if self._rule is None else asdict(self._rule),
             "identity": identity(self._spec),
             "self_test_score": self._test_score,
+            "differentiable": self_test.differentiable(self._spec, self._model),
             "versions": versions(),
         }
         name, failed = self._spec.name, self._metrics.failed
@@ -118,8 +121,8 @@ class RewardService:
     async def describe(self) -> dict[str, Any]:
         """Return what it is.
 
-        `spec`; `identity`, what decides the scores; `rule`, its `Preprocess` or None; `self_test_score`; `versions` of
-        what computes, by name.
+        `spec`; `identity`, what decides the scores; `rule`, its `Preprocess` or None; `self_test_score`;
+        `differentiable`, whether it can be trained on; `versions` of what computes, by name.
         """
         return self._described
 

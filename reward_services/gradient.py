@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reward_services.protocol import PendingReward, RewardFailedError, RewardModel, check_answer
+from reward_services.protocol import NoGradientError, PendingReward, RewardFailedError, RewardModel, check_answer
 
 
 def score(
@@ -33,7 +33,7 @@ def score_and_gradient(
         scores = _checked(model.score(leaf, prompts), images, reward)
         if not scores.requires_grad:
             remedy = "compute them from the pictures by differentiable operations"
-            raise RewardFailedError(reward, f"its scores have no gradient with respect to the pictures: {remedy}")
+            raise NoGradientError(reward, f"its scores have no gradient with respect to the pictures: {remedy}")
         (gradient,) = torch.autograd.grad(scores.sum(), leaf)
     return scores.detach(), gradient
 

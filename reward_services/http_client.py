@@ -100,8 +100,8 @@ class HttpClient:
         said = wire.decode_error(response.data)
         if said is not None:
             raise said
-        if response.status == 404:
-            raise RewardUnavailableError(self.name, f"nothing is served at {self._url}; deploy it with that route")
+        if response.status == 404:  # also of a proxy that has just started, and knows no route yet
+            raise LostRequest(f"nothing is served at {self._url}; deploy it with that route")
         if 300 <= response.status < 500 and response.status not in (408, 429):
             raise RewardFailedError(self.name, f"{self._url} answers with HTTP status {response.status}")
         if response.status == 503 and b"backpressure" in response.data:  # Serve's own words

@@ -61,6 +61,10 @@ class RewardFailedError(RewardError):
     """The reward model itself raised."""
 
 
+class NoGradientError(RewardFailedError):
+    """The scores do not depend on the pictures in a way that can be differentiated."""
+
+
 @runtime_checkable
 class RewardModel(Protocol):
     """Scores pictures for prompts; an `nn.Module` in eval mode, differentiable in the pictures."""

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reward_services.gradient import score, score_and_gradient
-from reward_services.protocol import RewardFailedError, RewardModel
+from reward_services.protocol import NoGradientError, RewardFailedError, RewardModel
 from reward_services.spec import RewardSpec
 
 PROMPTS = ["a picture of colours", "a drawing of thin stripes"]
@@ -22,14 +22,15 @@ def start(spec: RewardSpec, model: RewardModel) -> float:
     """Return the first picture's score by a model that is about to be used, wherever that is.
 
     Raises:
-        RewardFailedError: the score is off; an answer is not finite, or of another shape than the contract's; one of
-            the pictures has no gradient; or its score depends on the other.
+        RewardFailedError: the score is off; an answer is not finite, or of another shape than the contract's; the
+            gradient of one of the pictures is zero; or its score depends on the other. Scores without any gradient
+            are let through: such a reward can be held out.
     """
     found = check(spec, model)
     both = pictures().to(spec.device)
     scores, gradient = _judged(spec, model, both, PROMPTS)
     for row in range(2):
-        if not gradient[row].any():
+        if gradient is not None and not gradient[row].any():
             reason = f"the gradient of test picture {row} is zero everywhere: nothing can be learned from a score"
             raise RewardFailedError(spec.name, f"{reason} that is rounded, cut off, or relative to its batch")
         # As many pictures as before, so that the same kernels compute them.
@@ -39,6 +40,11 @@ def start(spec: RewardSpec, model: RewardModel) -> float:
             reason = f"a picture scores {beside_another:.6g} beside another, {beside_itself:.6g} beside itself"
             raise RewardFailedError(spec.name, f"{reason}: make score i depend on picture i and prompt i alone")
     return found
+
+
+def differentiable(spec: RewardSpec, model: RewardModel) -> bool:
+    """Tell whether a model's scores have a gradient with respect to the pictures, without which none is trained on."""
+    return _judged(spec, model, pictures()[:1].to(spec.device), PROMPTS[:1])[1] is not None
 
 
 def check(spec: RewardSpec, model: RewardModel, found_before: float | None = None) -> float:
@@ -58,9 +64,15 @@ def check(spec: RewardSpec, model: RewardModel, found_before: float | None = Non
     return found
 
 
-def _judged(spec: RewardSpec, model: RewardModel, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    scores, gradient = score_and_gradient(model, images, prompts, spec.name)
-    if not (scores.isfinite().all() and gradient.isfinite().all()):
+def _judged(spec: RewardSpec, model: RewardModel, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+    try:
+        scores, gradient = score_and_gradient(model, images, prompts, spec.name)
+    except (NoGradientError, RuntimeError) as error:
+        # Such as numpy() of a tensor that requires a gradient: then without one.
+        if not isinstance(error, NoGradientError) and "grad" not in str(error):
+            raise
+        scores, gradient = score(model, images, prompts, spec.name), None
+    if not (scores.isfinite().all() and (gradient is None or gradient.isfinite().all())):
         said = (
             f"checkpoint {spec.checkpoint!r} gives {scores.tolist()} for test pictures, or their gradient is not finite"
         )

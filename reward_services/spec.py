@@ -110,6 +110,9 @@ class RewardSpec(BaseModel):
     """Relative difference of the test picture's score that makes a replica unhealthy."""
     drain_timeout_s: NonNegative = 20.0
     """How long a replica that is stopped may still answer the requests it has."""
+    open_cluster: bool = False
+    """Whether it also runs on a Ray cluster without token authentication, where whoever reaches a port of it runs code
+    as its user."""
     http: HttpSpec = HttpSpec()
     """Access and limits of HTTP requests."""
 

@@ -17,7 +17,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt ./
 RUN python -m pip install --quiet --no-cache-dir --constraint constraints.txt \
-    "ray[default,serve]" torch transformers pydantic safetensors huggingface_hub jaxtyping ftfy numpy pillow starlette urllib3
+    "ray[default,serve]" torch transformers pydantic safetensors huggingface_hub jaxtyping ftfy grpcio numpy pillow starlette urllib3
 
 # The embedded world's rewards lie where configs/serve/rewards.yaml names them.
 COPY platform/slingstone/world/scenes/ platform/slingstone/world/scenes/

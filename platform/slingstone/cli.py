@@ -1,11 +1,16 @@
 """The console command `slingstone`, of which jobs/*.py are the parts. Each imports what it needs when it is called."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from slingstone.arguments import expanded
+from slingstone.terminal import complain, say
 
 
 def align(given: argparse.Namespace) -> None:
@@ -13,7 +18,11 @@ def align(given: argparse.Namespace) -> None:
     from slingstone.config import load, to_yaml
     from slingstone.driver import preflight
 
-    experiment = preflight.prepare(load(given.config, given.overrides))
+    loaded = load(given.config, given.overrides)
+    if given.submit:
+        submit(given, loaded, preflight.prepare)
+        return
+    experiment = preflight.prepare(loaded)
     if given.dry_run:
         from slingstone.plan import report
         from slingstone.plan.cut_prompts import cut_prompts, told  # which may import torch, for unknown networks
@@ -35,7 +44,11 @@ def evaluate(given: argparse.Namespace) -> None:
     if kind_of(given.config) == "rewards":
         _evaluate_rewards(given)
         return
-    comparison = shards.prepare(load_as(Comparison, given.config, given.overrides))
+    loaded = load_as(Comparison, given.config, given.overrides)
+    if given.submit:
+        submit(given, loaded, shards.prepare)
+        return
+    comparison = shards.prepare(loaded)
     if given.dry_run:
         from slingstone.compare.cut_prompts import cut_prompts
         from slingstone.plan.cut_prompts import told
@@ -51,24 +64,36 @@ def evaluate(given: argparse.Namespace) -> None:
 
 def _evaluate_rewards(given: argparse.Namespace) -> None:
     from slingstone.config import RewardComparison, load_as, to_yaml
-    from slingstone.preferences import comparison
+    from slingstone.preferences import preflight
 
-    prepared = comparison.prepare(load_as(RewardComparison, given.config, given.overrides))
+    loaded = load_as(RewardComparison, given.config, given.overrides)
+    if given.submit:
+        submit(given, loaded, preflight.prepare_comparison)
+        return
+    prepared = preflight.prepare_comparison(loaded)
     if given.dry_run:
         print(to_yaml(prepared), end="")
-    else:
-        comparison.compare(prepared, say)
+        return
+    from slingstone.preferences import comparison  # imports torch, which takes seconds
+
+    comparison.compare(prepared, say)
 
 
 def reward(given: argparse.Namespace) -> None:
     """Fit a reward to people's votes."""
     from slingstone.config import RewardFit, load_as, to_yaml
-    from slingstone.preferences import launch
+    from slingstone.preferences import preflight
 
-    fitting = launch.prepare(load_as(RewardFit, given.config, given.overrides))
+    loaded = load_as(RewardFit, given.config, given.overrides)
+    if given.submit:
+        submit(given, loaded, preflight.prepare)
+        return
+    fitting = preflight.prepare(loaded)
     if given.dry_run:
         print(to_yaml(fitting), end="")
         return
+    from slingstone.preferences import launch  # imports torch and ray, which take seconds
+
     launch.fit(fitting, say)
 
 
@@ -77,7 +102,11 @@ def sweep(given: argparse.Namespace) -> None:
     from slingstone.config import Sweep, load_as, to_yaml
     from slingstone.sweep import trials
 
-    planned = trials.prepare(load_as(Sweep, given.config, given.overrides))
+    loaded = load_as(Sweep, given.config, given.overrides)
+    if given.submit:
+        submit(given, loaded, trials.prepare)
+        return
+    planned = trials.prepare(loaded)
     if given.dry_run:
         print(to_yaml(planned.sweep), end="")
         return
@@ -149,13 +178,41 @@ def arena(given: argparse.Namespace) -> None:
     from slingstone.arena.preparation import prepare
     from slingstone.config import Arena, load_as, to_yaml
 
-    planned = prepare(load_as(Arena, given.config, given.overrides))
+    loaded = load_as(Arena, given.config, given.overrides)
+    if given.submit:
+        submit(given, loaded, prepare)
+        return
+    planned = prepare(loaded)
     if given.dry_run:
         print(to_yaml(planned), end="")
         return
     from slingstone.arena.opening import open_arena  # imports torch and ray, which take seconds
 
     open_arena(planned, say)
+
+
+def status(given: argparse.Namespace) -> None:
+    """List the runs under a storage, those at work first, with their state and where they are."""
+    from tabulate import tabulate
+
+    from slingstone.driver import runs
+
+    rows = [(run.called, run.state, run.where) for run in runs.all_runs(given.storage.resolve())]
+    say(tabulate(rows, headers=("run", "state", "where"), tablefmt="plain") if rows else f"no run in {given.storage}")
+
+
+def follow(given: argparse.Namespace) -> None:
+    """Show what a submitted run says until it ends; Ctrl-C twice stops it, saved."""
+    from slingstone.driver import runs
+
+    runs.follow(given.name, given.storage.resolve(), say, given.verbose)
+
+
+def stop(given: argparse.Namespace) -> None:
+    """Stop a run, which saves first; the command that began it continues it."""
+    from slingstone.driver import runs
+
+    runs.stop(given.name, given.storage.resolve(), say)
 
 
 def head(given: argparse.Namespace) -> None:
@@ -166,13 +223,42 @@ def head(given: argparse.Namespace) -> None:
     if given.action == "start":
         environment = Head(ROOT).start()
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
-    else:
-        print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
+        return
+    if Head(ROOT).pid is not None:
+        from slingstone.driver import runs
+
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            os.environ.pop(name, None)  # another cluster's jobs are not meant
+        try:
+            runs.stop_all(say)
+        except (OSError, RuntimeError, ValueError) as error:
+            complain(f"its jobs end without being asked first: {error}")
+    print("stopped the local Ray head" if Head(ROOT).stop() else "no local Ray head runs")
+
+
+def submit(
+    given: argparse.Namespace,
+    loaded: Any,
+    check: Callable[[Any], object],
+    command: Sequence[str] = (),
+    also: Mapping[str, Path] | None = None,
+    arguments: Sequence[str] = (),
+) -> None:
+    """Send a job that was loaded here to a cluster, and follow it; see `driver.submission.Job`."""
+    from slingstone.driver import submission
+
+    ours = tuple(command) or ("python", "-m", "slingstone", given.kind)
+    job = submission.Job(given.kind, given.config, loaded, check, ours, also or {}, tuple(arguments))
+    submission.submit(job, say, given.verbose)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command with the shell's arguments, or with these; return its exit status."""
     parser = _parser()
+    try:
+        argv = expanded(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        parser.error(str(error))
     # argparse takes the overrides before an option, and leaves those behind it over.
     given, rest = parser.parse_known_args(argv)
     if rest and ("overrides" not in given or any(text.startswith("-") for text in rest)):
@@ -189,17 +275,17 @@ def run(job: Callable[[argparse.Namespace], None], given: argparse.Namespace) ->
     it started is taken down.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    from slingstone.driver.job_environment import adopt_environment
+
     try:
+        adopt_environment()
         job(given)
     except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from slingstone.config.credentials import concealed
+
+        complain(f"error: {concealed(str(error))}")
         return 1
     return 0
-
-
-def say(line: str) -> None:
-    """Print a line at once, whatever stdout is."""
-    print(line, flush=True)
 
 
 def add_config(
@@ -217,6 +303,9 @@ def add_config(
     parser.add_argument("overrides", nargs="*", metavar="path=value", help=f"such as {override}")
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run)
+        parser.add_argument("--submit", action="store_true", help="send it to a Ray cluster, as make does")
+        parser.add_argument("--verbose", action="store_true", help="with --submit: also what Ray and libraries print")
+    parser.epilog = "--args TEXT stands for several arguments, split at spaces outside brackets and quotes."
     return parser
 
 
@@ -226,24 +315,35 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(job: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         made = commands.add_parser(job.__name__, help=job.__doc__, description=job.__doc__)
-        made.set_defaults(job=job)
+        made.set_defaults(job=job, kind=job.__name__)
         return made
 
-    check, stop = "check everything, print the", "and stop"
+    check, ends = "check everything, print the", "and stop"
     shown = "print the resolved run and its memory, and stop"
     add_config(command(align), "configs/align/scenes.yaml", "training.num_images=6400", shown)
     example = "prompts.parti.num_prompts=100"
-    add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {stop}")
-    add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {stop}")
-    add_config(command(arena), "configs/arena/scenes.yaml", "door.port=8500", f"{check} arena {stop}")
-    add_config(command(reward), "configs/reward/scenes.yaml", "votes.limit=300", f"{check} fitting {stop}")
+    add_config(command(evaluate), "configs/evaluate/scenes.yaml", example, f"{check} evaluation {ends}")
+    add_config(command(sweep), "configs/sweep/scenes.yaml", "search.trials=6", f"{check} sweep {ends}")
+    add_config(command(arena), "configs/arena/scenes.yaml", "door.port=8500", f"{check} arena {ends}")
+    add_config(command(reward), "configs/reward/scenes.yaml", "votes.limit=300", f"{check} fitting {ends}")
     planned = add_config(command(plan), "configs/align/sdxl.yaml", "runtime.zero_stage=3")
     planned.add_argument("--gpus", type=int, default=8, help="GPUs that train")
     planned.add_argument("--device", default="h100", help="kind of GPU, such as a100")
     planned.add_argument("--utilisation", type=float, default=0.3, help="part of the GPU's peak that networks reach")
     _add_export(command(export))
     _add_votes(command(votes))
+    _add_runs(command(status), named=False)
+    watched = _add_runs(command(follow))
+    watched.add_argument("--verbose", action="store_true", help="also what Ray and libraries print")
+    _add_runs(command(stop))
     command(head).add_argument("action", choices=("start", "stop"))
+    return parser
+
+
+def _add_runs(parser: argparse.ArgumentParser, named: bool = True) -> argparse.ArgumentParser:
+    if named:
+        parser.add_argument("name", help="of the run, NAME or JOB/NAME, such as align/scenes")
+    parser.add_argument("--storage", type=Path, default=Path("outputs"), help="where runs write; default: outputs")
     return parser
 
 

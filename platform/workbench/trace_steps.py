@@ -31,7 +31,7 @@ def trace(experiment: Experiment, say: Callable[[str], None]) -> Path:
     at_once = experiment.training.model_copy(update={"warmup_images": 0})
     experiment = experiment.model_copy(update={"training": at_once})
     if not ray.is_initialized():
-        cluster.connect(experiment.runtime.threads_per_worker)
+        cluster.connect(experiment.runtime.threads_per_worker, experiment.runtime.open_cluster)
     placement.check(experiment, ray.nodes())
     with rewards.running(experiment.rewards, experiment.placement, directory) as served, open_board(say) as board:
         assignment = Assignment(experiment, str(directory), "", "", board, served)

@@ -5,13 +5,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from slingstone.arena.client import ArenaClient, ArenaError
-from slingstone.arena.preparation import directory, prepare, votes_uri
-from slingstone.arena.store import Store
+from slingstone.arena.preparation import prepare
 from slingstone.config.arena import Arena
 
 pytestmark = pytest.mark.ray
@@ -90,48 +88,6 @@ def test_what_the_arena_refuses_reaches_a_program_with_its_reason(served):
     with pytest.raises(ArenaError, match="is none of at625, at500") as caught:
         client.draw("mine", "x")
     assert caught.value.status == 422
-
-
-@pytest.mark.slow
-def test_no_acknowledged_vote_is_lost_or_doubled_when_replicas_die(served):
-    import ray
-    from ray import serve
-
-    client, settings = served
-    acknowledged, stop = set(), threading.Event()
-
-    def vote(voter: int) -> None:
-        draw = random.Random(voter)
-        for _ in range(6):
-            pair = client.pair(f"voter{voter}")
-            acknowledged.add(client.vote(pair["token"], draw.choice(CHOICES))["vote"])
-
-    def kill() -> None:
-        draw = random.Random(0)
-        for _ in range(3):
-            if stop.wait(1):
-                return
-            replicas = [name for name in _actors() if "arena-test#" in name]
-            ray.kill(ray.get_actor(draw.choice(replicas), namespace="serve"))
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(vote, range(4)))
-    stop.set()
-    killer.join()
-    assert serve.status().applications["arena-test"]
-    kept = Store(votes_uri(settings), directory(settings) / "pictures").votes()
-    assert sorted(vote["vote"] for vote in kept) == sorted(acknowledged)
-    assert len(acknowledged) == 24
-    assert client.results()["votes"] == 24
-
-
-def _actors() -> list[str]:
-    import ray
-
-    actors: Any = ray.util.list_named_actors(all_namespaces=True)
-    return [actor["name"] for actor in actors if actor["namespace"] == "serve"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What two ranks do with one checkpoint: write it together, continue together, and fail together."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def save_and_resume(rank: int, root: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=2)
     found = {}
     for label, runtime in ENGINES.items():
+        gc.freeze()  # as in engines/ranks.py
         place = Path(root) / label
 
         def build(*overrides: str, runtime: Runtime = runtime, place: Path = place):

@@ -21,6 +21,7 @@ from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import directory, prepare, shards_of
 from slingstone.config import Comparison, ConfigError, kind_of, load_as, to_yaml
 from slingstone.config.fitting import RewardComparison
+from slingstone.driver import run_lease
 from slingstone.driver.launch import RunFailed
 from slingstone.evaluation.protocol import merge
 from slingstone.networks.latent_diffusion import load
@@ -108,6 +109,12 @@ def test_a_finished_run_is_evaluated_to_the_digit_as_it_was_in_training(micro, a
         key: value for key, value in within.items() if key not in times
     }
     assert after["rewards"].keys() == {"pickscore", "hps"}
+
+
+def test_a_second_submission_of_a_comparison_is_told_who_is_at_work(write_comparison):
+    comparison = planned(write_comparison())
+    with run_lease.held(directory(comparison), print), pytest.raises(ValueError, match="at work already, by process"):
+        schedule.compare(comparison, print)
 
 
 def test_what_is_done_stays_done_until_the_model_or_its_settings_change(write_comparison, aligned):
@@ -229,6 +236,7 @@ def test_the_published_rows_are_whole_and_never_without_their_mark():
         assert float(average) == pytest.approx(np.mean([float(score) for score in scores]), abs=0.011)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_workers_give_the_numbers_of_one_and_a_second_call_draws_nothing(cluster, write_comparison, tmp_path):
     both = planned(write_comparison(workers={"num_workers": 2}, batch_size=2, images_per_prompt=1))

@@ -7,11 +7,21 @@ import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
 from slingstone.driver.head import Head
 
 pytestmark = pytest.mark.ray
+
+
+def listening(pid: int | None) -> set[str]:
+    """Return the addresses on which a process and those that descend from it listen."""
+    first = psutil.Process(pid)
+    every = [one for process in (first, *first.children(recursive=True)) for one in process.net_connections("inet")]
+    found = {one.laddr[0] for one in every if one.status == psutil.CONN_LISTEN}
+    assert found
+    return found
 
 
 @pytest.fixture
@@ -30,6 +40,7 @@ def test_a_head_is_started_once_and_stopped(head, tmp_path):
     assert os.stat(environment["RAY_AUTH_TOKEN_PATH"]).st_mode & 0o077 == 0, "the token is for its owner alone"
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{environment['RAY_API_SERVER_ADDRESS']}/api/jobs/", timeout=10)
+    assert listening(head.pid) <= {"127.0.0.1", "::ffff:127.0.0.1"}, "other machines reach none of its ports"
     assert head.stop()
     assert not head.stop(), "nothing is left to stop"
 

@@ -89,6 +89,7 @@ def test_another_reward_that_is_served_over_http_is_refused_before_a_run_starts(
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_runs_on_a_cluster_keep_their_own_rewards_of_the_same_name(
     cluster: None, rewards_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

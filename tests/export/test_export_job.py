@@ -163,6 +163,7 @@ def test_an_export_over_an_older_one_leaves_nothing_of_it_and_other_files_are_ne
     assert [path.name for path in own.iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.slow
 def test_onnx_of_generator_and_decoder_draws_torchs_picture(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     directory = str(tiny_sdxl.write_pipeline(tmp_path / "sdxl"))

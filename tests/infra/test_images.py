@@ -12,7 +12,7 @@ import yaml
 from tests.infra.facts import IN_IMAGE, INFRA, PINNED, PROJECT, ROOT
 
 DOCKERFILES = sorted((INFRA / "docker").glob("*.Dockerfile"))
-BY_MODULE = {"huggingface_hub": "huggingface_hub", "yaml": "pyyaml", "PIL": "pillow"}
+BY_MODULE = {"grpc": "grpcio", "huggingface_hub": "huggingface_hub", "yaml": "pyyaml", "PIL": "pillow"}
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:

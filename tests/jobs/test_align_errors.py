@@ -104,8 +104,19 @@ def test_a_reward_that_is_not_deployed_is_refused(cluster, config, capsys):
 
 
 @pytest.mark.ray
-def test_a_reward_that_cannot_start_is_refused_with_its_reason(config):
+def test_a_reward_that_cannot_start_is_refused_with_its_reason(cluster, config, capsys):
     only = "rewards.services=[{name: pickscore, model: pickscore, num_cpus: 0, checkpoint: %s}]"
-    done, seconds = align(config, only % (config.parent / "nothing"), "runtime.num_workers=1")
-    refused(done, "pickscore did not start", "nothing")
-    assert seconds < 120
+    said = refused_by_the_cluster(capsys, config, only % (config.parent / "nothing"), "runtime.num_workers=1")
+    (error,) = (line for line in said.splitlines() if line.startswith("error:"))
+    assert "pickscore did not start" in error
+    assert "nothing" in error
+
+
+@pytest.mark.ray
+def test_a_reward_that_cannot_be_differentiated_is_refused_before_training_with_what_to_do(cluster, config, capsys):
+    (config.parent / "without gradient").mkdir()
+    mine = "{name: mine, model: 'tests.reward_services.untrustworthy:Untrustworthy', num_cpus: 0, checkpoint: '%s'}"
+    only = f"rewards.services=[{mine % (config.parent / 'without gradient')}]"
+    said = refused_by_the_cluster(capsys, config, only, "runtime.num_workers=1")
+    assert "rewards.services.mine.weight = 1: its scores have no gradient" in said
+    assert "hold it out with rewards.services.mine.weight=0" in said

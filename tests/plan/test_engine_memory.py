@@ -27,7 +27,7 @@ ENGINES = {
 }
 
 
-EVERYDAY = ("torch-fp32-none", "zero2-bf16-none", "zero3-fp32-none")
+EVERYDAY = ("zero2-bf16-none",)
 OTHERS = tuple(label for label in ENGINES if label not in EVERYDAY)
 
 

@@ -103,19 +103,27 @@ def test_a_prompts_embeddings_are_counted_as_the_encoder_makes_them(tmp_path: Pa
     assert known.prompt.tokens == condition["text"].shape[1]
 
 
-def test_prompts_beyond_the_limit_are_not_encoded_ahead_and_the_dry_run_says_so(tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"picture {number}\n" for number in range(250_000)))
-    run = run_of("stabilityai/stable-diffusion-xl-base-1.0", f"data.prompts={prompts}", "runtime.precision=bf16")
-    few = run_of("stabilityai/stable-diffusion-xl-base-1.0", "runtime.precision=bf16")
-    ahead = {"models": few.models.model_copy(update={"keep_text_encoder": False})}
-    run, few = run.model_copy(update=ahead), few.model_copy(update=ahead)
+def test_prompts_beyond_the_limit_are_not_encoded_ahead_and_the_dry_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (memory, report):
+        monkeypatch.setattr(module, "EMBEDDINGS_LIMIT", 64 * 2**20)
+
+    def of(count: int) -> Experiment:
+        prompts = tmp_path / f"{count}.txt"
+        prompts.write_text("".join(f"picture {number}\n" for number in range(count)))
+        run = run_of("stabilityai/stable-diffusion-xl-base-1.0", f"data.prompts={prompts}", "runtime.precision=bf16")
+        return run.model_copy(update={"models": run.models.model_copy(update={"keep_text_encoder": False})})
+
+    few, many = of(200), of(500)
     # 77 tokens of 2048 and a summary of 1280 numbers, two bytes each.
-    assert memory.sizes(run).embeddings(run) == 250_000 * 2 * (77 * 2048 + 1280)
-    assert "250,000 prompts: embeddings of 74 GiB, more than 64 GiB: encoded as training goes" in report.dry_run(run)
+    assert memory.sizes(many).embeddings(many) == 500 * 2 * (77 * 2048 + 1280)
+    assert "500 prompts: embeddings of 0.148 GiB, more than 0.0625 GiB: encoded as training goes" in report.dry_run(
+        many
+    )
     assert "before the first step" in report.dry_run(few)
-    kept = (memory.estimate(one, memory.sizes(one)).resting["weights: text encoders"] for one in (run, few))
-    assert list(kept) == [4 * memory.sizes(run).text, 0]
+    kept = (memory.estimate(one, memory.sizes(one)).resting["weights: text encoders"] for one in (many, few))
+    assert list(kept) == [4 * memory.sizes(many).text, 0]
 
 
 def test_a_reference_of_unknown_size_is_said_to_be_unknown() -> None:

@@ -1,5 +1,6 @@
 """What the ranks of the traffic test run: one step of two engines, with the bytes of every collective counted."""
 
+import gc
 import json
 import os
 from collections import Counter
@@ -61,7 +62,10 @@ def run(rank: int, world: int, directory: str, runtimes: dict[str, Runtime]) -> 
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world)
     sent: Counter = Counter()
     with counted(sent):  # from the start: DeepSpeed keeps the functions that it finds when it is initialised
-        found = {label: _step(Path(directory) / label, runtime, sent) for label, runtime in runtimes.items()}
+        found = {}
+        for label, runtime in runtimes.items():
+            found[label] = _step(Path(directory) / label, runtime, sent)
+            gc.freeze()  # as in engines/ranks.py
     if rank == 0:
         (Path(directory) / "traffic.json").write_text(json.dumps(found))
     dist.barrier()

@@ -12,7 +12,7 @@ from reward_services.models import load
 from reward_services.spec import RewardSpec
 from slingstone import cli
 from slingstone.config import RewardFit, load_as
-from slingstone.preferences import launch
+from slingstone.preferences import launch, preflight
 from slingstone.preferences.parquet import write_parquet
 from tests.preferences.test_fit import fitting, red_is_better
 from tests.preferences.votes import votes
@@ -40,7 +40,7 @@ def longer(settings: RewardFit, name: str, num_votes: int) -> RewardFit:
 def test_the_job_leaves_a_served_reward_its_constants_and_its_numbers(settings, tmp_path) -> None:
     said: list[str] = []
     short = settings.training.model_copy(update={"num_votes": 48})
-    summary = launch.fit(launch.prepare(settings.model_copy(update={"training": short})), said.append)
+    summary = launch.fit(preflight.prepare(settings.model_copy(update={"training": short})), said.append)
     reward = tmp_path / "reward" / "test" / "reward"
     known = json.loads((reward / "reward.json").read_text())
     assert known["calibration"] == summary["calibration"]
@@ -56,9 +56,9 @@ def test_the_job_leaves_a_served_reward_its_constants_and_its_numbers(settings, 
 @pytest.mark.usefixtures("cluster")
 def test_a_fit_that_was_stopped_ends_with_the_same_weights_and_numbers_as_one_that_was_not(settings, tmp_path) -> None:
     said: list[str] = []
-    whole = launch.fit(launch.prepare(longer(settings, "whole", 192)), said.append)
-    launch.fit(launch.prepare(longer(settings, "parts", 96)), said.append)
-    parts = launch.fit(launch.prepare(longer(settings, "parts", 192)), said.append)
+    whole = launch.fit(preflight.prepare(longer(settings, "whole", 192)), said.append)
+    launch.fit(preflight.prepare(longer(settings, "parts", 96)), said.append)
+    parts = launch.fit(preflight.prepare(longer(settings, "parts", 192)), said.append)
     assert parts["accuracy"] == whole["accuracy"]
     assert parts["calibration"] == whole["calibration"]
     assert "resumed at 96 votes" in said
@@ -82,7 +82,7 @@ def test_a_fit_that_was_stopped_ends_with_the_same_weights_and_numbers_as_one_th
 def test_a_damaged_an_empty_and_a_one_sided_file_are_refused_before_anything_starts(settings, given, told) -> None:
     given(Path(settings.votes.train))
     with pytest.raises(ValueError, match=told) as refused:
-        launch.fit(launch.prepare(settings), print)
+        launch.fit(preflight.prepare(settings), print)
     assert "\n" not in str(refused.value)
 
 

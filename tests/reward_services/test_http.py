@@ -241,7 +241,7 @@ def test_a_queue_that_is_full_until_the_deadline_is_an_error_of_its_own(server, 
     url, script = server
     script.answers = [(503, b"Request dropped due to backpressure (num_queued_requests=1, max_queued_requests=1).")]
     with pytest.raises(RewardOverloadedError, match="HTTP status 503: the queue is full"):
-        HttpClient(url, "hps", 0.4).submit(images, PROMPTS).result()
+        HttpClient(url, "hps", 1.5).submit(images, PROMPTS).result()
     assert len(script.headers) > 1
 
 
@@ -257,7 +257,6 @@ def test_what_the_service_says_is_raised_at_once(server, images: Tensor, kind: t
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        ((404, b"Path '/reward-hps' not found."), RewardUnavailableError, "nothing is served at http://"),
         ((307, b""), RewardFailedError, "HTTP status 307"),
         ((200, b"<html>"), RewardFailedError, "the answer cannot be read"),
         (
@@ -273,6 +272,16 @@ def test_a_server_of_something_else_is_an_error_at_once(server, images: Tensor, 
     with pytest.raises(kind, match=words):
         HttpClient(url, "hps", 10.0).submit(images, PROMPTS).result()
     assert len(script.headers) == 1
+
+
+def test_a_proxy_that_has_just_started_and_knows_no_route_yet_is_asked_again(server, images: Tensor):
+    url, script = server
+    script.answers = [(404, b"Path '/reward-hps' not found."), _good(images)]
+    assert torch.equal(HttpClient(url, "hps", 10.0).submit(images, PROMPTS).result()[1], images * 2)
+    assert len(script.headers) == 2
+    script.answers = [(404, b"Path '/reward-hps' not found.")]
+    with pytest.raises(RewardUnavailableError, match="nothing is served at http://"):
+        HttpClient(url, "hps", 0.4).submit(images, PROMPTS).result()
 
 
 def test_a_service_that_is_silent_or_absent_is_an_error_at_the_deadline(server, images: Tensor):
@@ -361,7 +370,7 @@ def test_a_replica_survives_every_bad_body_and_every_stranger(served, images: Te
         with pytest.raises(UnauthorisedError, match="wants the header"):
             HttpClient(url, one.name, token=token).submit(images, PROMPTS).result()
     with pytest.raises(RewardUnavailableError, match="nothing is served"):
-        HttpClient(url, "absent", token=TOKEN).submit(images, PROMPTS).result()
+        HttpClient(url, "absent", token=TOKEN).describe()
     HttpClient(url, one.name, token=TOKEN).submit(images, PROMPTS).result()
     assert pids(one.name) == before
     assert len(before) == 1

@@ -1,5 +1,6 @@
 """No reward is asked anything before it has shown that it can be trusted, wherever it is computed."""
 
+import asyncio
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ from reward_services.protocol import RewardFailedError
 from reward_services.spec import RewardSpec
 from slingstone.config import Rewards
 from slingstone.worker.rewards import clients
-from tests.reward_services.untrustworthy import SHAPES, WAYS
+from tests.reward_services.untrustworthy import SHAPES
 
 SAID = dict.fromkeys(SHAPES, "has the shapes") | {
     "rounded": "the gradient of test picture 0 is zero everywhere",
@@ -23,7 +24,6 @@ SAID = dict.fromkeys(SHAPES, "has the shapes") | {
     "relative to its batch behind a detach": "beside another, .* beside itself",
     "relative to the first": "beside another, .* beside itself",
     "of all prompts": "beside another, .* beside itself",
-    "without gradient": "have no gradient with respect to the pictures",
     "not finite": "or their gradient is not finite",
 }
 
@@ -32,13 +32,31 @@ def _spec(way: str) -> RewardSpec:
     return RewardSpec(name="mine", model="tests.reward_services.untrustworthy:Untrustworthy", checkpoint=way)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SAID)
 def test_a_reward_that_cannot_be_trusted_is_neither_served_nor_loaded_into_a_worker(way: str):
     with pytest.raises(RewardFailedError, match=f"reward 'mine': .*{SAID[way]}"):
         RewardService(_spec(way).model_dump())
     local = Rewards.model_validate({"backend": "in_process", "services": [_spec(way).model_dump()]})
     with pytest.raises(RewardFailedError, match=f"reward 'mine': .*{SAID[way]}"):
         clients(local, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("way", ["without gradient", "by numpy"])
+def test_a_reward_without_gradient_is_served_to_be_held_out_and_not_trained_on(way: str):
+    service = RewardService(_spec(way).model_dump())
+    described = asyncio.run(service.describe())
+    assert described["differentiable"] is False
+    (scores,) = asyncio.run(service.score(np.random.rand(2, 3, 8, 8).astype(np.float32), ["a", "b"]))
+    assert scores.shape == (2,)
+    asyncio.run(service.check_health())
+    for weight in (0, 1):
+        services = [_spec(way).model_dump() | {"weight": weight}]
+        local = Rewards.model_validate({"backend": "in_process", "services": services})
+        if weight:
+            with pytest.raises(ValueError, match=r"services.mine.weight = 1: its scores have no gradient .*weight=0"):
+                clients(local, torch.device("cpu"))
+        else:
+            clients(local, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("way", SHAPES)

@@ -154,6 +154,7 @@ def test_a_service_answers_while_the_caller_works(frail: tuple[RewardSpec, Path]
     assert time.monotonic() - start < 0.5 * LATENCY_S, "the request was under way before it was awaited"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_request_whose_replica_is_killed_is_answered_by_another_with_the_same_numbers(
     frail: tuple[RewardSpec, Path], images: Tensor

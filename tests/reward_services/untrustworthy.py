@@ -1,6 +1,7 @@
 """Rewards that no run should be trained on, named by their classes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ def means(images: Tensor) -> Tensor:
 class Untrustworthy(nn.Module):
     @classmethod
     def load(cls, checkpoint: str, tokenizer: str | None, preprocess: str, dtype: torch.dtype) -> "Untrustworthy":
-        return cls(checkpoint)
+        return cls(Path(checkpoint).name)
 
     def __init__(self, how: str):
         super().__init__()
@@ -37,6 +38,7 @@ WAYS = SHAPES | {
     "relative to the first": lambda scores, lengths: scores * 2 - scores[0].detach(),
     "of all prompts": lambda scores, lengths: scores * lengths.mean(),
     "without gradient": lambda scores, lengths: scores.detach(),
+    "by numpy": lambda scores, lengths: torch.from_numpy(scores.numpy()),
     "not finite": lambda scores, lengths: scores / 0,
 }
 """Score `i` from all pictures' means and all prompts' lengths."""

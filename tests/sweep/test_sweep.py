@@ -14,6 +14,7 @@ from PIL import Image
 
 from slingstone.config import ConfigError, Sweep, load, load_as
 from slingstone.config.sweep import Metric
+from slingstone.driver import run_lease
 from slingstone.sweep import analysis, search, table, trials
 
 SHORT = ("runtime.num_workers=1", "runtime.engine=torch", "evaluation.reference=null", "evaluation.num_prompts=2")
@@ -215,6 +216,12 @@ def test_a_sweep_goes_on_from_another_copy_of_the_working_directory(write_sweep,
         few.begin()
         assert few.trial("few-1", {}).data.prompts == str(tmp_path / copy / "prompts.txt")
     assert load(few.given_file, []).data.prompts == "prompts.txt", "what is recommended is as it was given"
+
+
+def test_a_second_submission_of_a_sweep_is_told_who_is_at_work(write_sweep):
+    few = planned(write_sweep())
+    with run_lease.held(few.directory, print), pytest.raises(ValueError, match="at work already, by process"):
+        search.sweep(few, print)
 
 
 def test_trials_that_were_stopped_early_come_after_the_complete_ones(write_sweep):

@@ -59,7 +59,7 @@ def url(tmp_path_factory):
     run = ROOT / "outputs" / "align" / "scenes"
     command = [sys.executable, str(ROOT / "jobs" / "arena.py"), str(ROOT / "configs" / "arena" / "scenes.yaml")]
     command += [f"storage={storage}", f"door.port={port}", f"generators.aligned.run={run}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
     with subprocess.Popen(command, env=environment, cwd=ROOT) as process:
         found = f"http://127.0.0.1:{port}"
@@ -120,6 +120,17 @@ def test_results_show_the_order_its_doubt_and_the_latest_votes(url, browser):
     shown = [row.text for row in browser.find_elements("css selector", "#ranking tbody th")]
     assert shown == [row["name"] for row in found["generators"]]
     _checked(browser, "results")
+
+
+def test_the_page_of_the_api_tells_every_request_and_its_fields(url, browser):
+    browser.get(f"{url}/api.html")
+    described = json.load(urllib.request.urlopen(f"{url}/api/openapi.json"))["paths"]
+    until(browser, lambda page: len(page.find_elements("css selector", "#requests h2")) == len(described))
+    told = browser.find_element("css selector", "#requests").text
+    for said in (*described, "left | right | tie | both_bad must be given", "seed integer may be left out minimum 0"):
+        assert said in told
+    assert browser.execute_script(UNNAMED) == []
+    assert browser.execute_script(PALE) == []
 
 
 def test_on_a_telephone_nothing_is_wider_than_the_screen(url, browser):

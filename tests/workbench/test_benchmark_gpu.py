@@ -27,6 +27,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return bench_gpu.main()
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured_and_written_into_its_part_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from reward_services.protocol import RewardFailedError
-from slingstone.checkpoints.run_directory import checkpoints, newest
+from slingstone.checkpoints.run_directory import RunDirectory, checkpoints, newest
 from slingstone.checkpoints.store import open_store, read_manifest
 from slingstone.config import Experiment
+from slingstone.export.request import Request, export
 from slingstone.step.trainer import Trainer
 from slingstone.worker import loop
 from slingstone.worker.assignment import Assignment
@@ -134,7 +137,7 @@ def test_each_evaluation_has_a_checkpoint_with_its_score_where_the_best_is_to_be
     assert len(found) == 2
 
 
-def test_a_guard_that_ended_a_run_ends_it_again_when_the_last_evaluation_is_repeated(micro, run, monkeypatch):
+def test_a_guard_that_ended_a_run_ends_it_again_when_the_last_evaluation_is_repeated(micro, run, monkeypatch, tmp_path):
     rule = "{metric: diversity, below: 0, above: 0, relative: difference, action: roll_back}"
     experiment = micro(*ALONE, f"guard.rules=[{rule}]", "guard.best={metric: appearance/contrast}")
     failing_once(monkeypatch, "aligned")
@@ -144,6 +147,21 @@ def test_a_guard_that_ended_a_run_ends_it_again_when_the_last_evaluation_is_repe
     assert heard.steps == 0
     assert (results["guard"]["images"], results["guard"]["best_images"]) == (16, 0)
     assert without_times(results["aligned"]) == without_times(results["init"])
+
+    history = RunDirectory(tmp_path / "align" / experiment.name)
+    history.begin(experiment, "nowhere", "0")
+    history.end(results | {"images": 16})
+    export(Request(history.directory, tmp_path / "exported"), heard.say)
+    initial, exported = (
+        load_file(Path(pipeline) / "unet" / "diffusion_pytorch_model.safetensors")
+        for pipeline in (experiment.models.generator, tmp_path / "exported")
+    )
+    assert all(torch.equal(exported[name], weight) for name, weight in initial.items()), (
+        "what is exported is what the guard returned to and the table tells, not the newest checkpoint"
+    )
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "| images | 0 |" in card
+    assert "not evaluated" not in card
 
 
 def test_a_generator_that_draws_no_numbers_is_named_in_a_sentence_and_no_reward_is(micro, run, monkeypatch):

@@ -34,7 +34,7 @@ class ArenaClient:
         self._url = url.rstrip("/")
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
-        again = urllib3.Retry(
+        self._again = urllib3.Retry(
             retries,
             redirect=0,
             allowed_methods=None,
@@ -43,7 +43,7 @@ class ArenaClient:
             backoff_max=8,
             raise_on_status=False,
         )
-        self._pool = urllib3.PoolManager(maxsize=8, retries=again, timeout=urllib3.Timeout(connect=5, read=150))
+        self._pool = urllib3.PoolManager(maxsize=8, timeout=urllib3.Timeout(connect=5, read=150))
 
     def about(self) -> dict[str, Any]:
         """Return generators, prompts and rewards."""
@@ -93,14 +93,25 @@ class ArenaClient:
             ArenaError: the arena refused, or did not answer however often it was asked.
         """
         content = {} if body is None else {"json": body}
+        url, retries = f"{self._url}/api/{path}", self._again
         try:
-            answer = self._pool.request(method, f"{self._url}/api/{path}", headers=self._headers, **content)
+            while True:
+                answer = self._pool.request(method, url, headers=self._headers, retries=retries, **content)
+                if answer.status == 200:
+                    return answer.data
+                reason = _reason(answer.data)
+                if answer.status != 404 or reason is not None:
+                    raise ArenaError(answer.status, reason or f"answers with HTTP status {answer.status}")
+                # Not the arena's own word: a proxy that has just started, and knows no route yet.
+                retries = (answer.retries or retries).increment(method, url, answer)
+                retries.sleep(answer)
         except urllib3.exceptions.HTTPError as error:
             raise ArenaError(0, f"{self._url} does not answer: {type(error).__name__}") from error
-        if answer.status != 200:
-            try:
-                reason = json.loads(answer.data)["reason"]
-            except (ValueError, KeyError, TypeError):
-                reason = f"answers with HTTP status {answer.status}"
-            raise ArenaError(answer.status, reason)
-        return answer.data
+
+
+def _reason(data: bytes) -> str | None:
+    """Return what the arena says, if it was the arena that spoke."""
+    try:
+        return json.loads(data)["reason"]
+    except (ValueError, KeyError, TypeError):
+        return None

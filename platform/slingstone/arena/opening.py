@@ -20,7 +20,7 @@ def open_arena(arena: Arena, say: Callable[[str], None], closed: threading.Event
         ValueError: what the user can mend.
     """
     if not ray.is_initialized():
-        connect(1)
+        connect(1, arena.drawers.open_cluster)
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news go to its own log files
     say(f"opening   {', '.join(entry.name for entry in arena.generators)}")
     listen(arena)

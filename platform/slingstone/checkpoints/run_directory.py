@@ -37,6 +37,9 @@ MAY_CHANGE = (
 )
 """Keys, or beginnings of keys, that do not change what a continued run computes."""
 
+BEST = "guard/best"
+"""Where the state lies that the guard may return to, in a run's directory."""
+
 
 def checkpoints(experiment: TrainingJob) -> str:
     """Return where a run's checkpoints lie."""

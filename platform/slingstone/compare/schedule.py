@@ -18,7 +18,7 @@ from slingstone.compare.cut_prompts import cut_prompts
 from slingstone.compare.evaluator import Evaluator, read_shard, read_sheet
 from slingstone.compare.shards import Shard, directory, grouped_prompts, model_directory, shards_of
 from slingstone.config import Comparison
-from slingstone.driver import cluster, launch, placement, rewards
+from slingstone.driver import cluster, launch, placement, rewards, run_lease
 from slingstone.evaluation.grids import prompt_grid
 from slingstone.plan.cut_prompts import told
 from slingstone.worker.progress import Progress
@@ -28,12 +28,17 @@ def compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any
     """Evaluate all models, or what an interrupted comparison has left; return what summary.json holds.
 
     Raises:
-        ValueError: what the user can mend.
+        ValueError: what the user can mend; another driver holds the comparison.
         launch.RunFailed: a shard could not be evaluated; what is done stays done.
     """
+    with run_lease.held(directory(comparison), say):
+        return _compare(comparison, say)
+
+
+def _compare(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     uri = tracking.ready(comparison)
     if not ray.is_initialized():
-        cluster.connect(comparison.workers.threads_per_worker)
+        cluster.connect(comparison.workers.threads_per_worker, comparison.workers.open_cluster)
     _fits(comparison)
     shards, start, cut = shards_of(comparison), time.monotonic(), cut_prompts(comparison)
     say("\n".join(told(cut)))

@@ -52,6 +52,9 @@ class Drawers(Section):
     """A request gives up after this long."""
     resident: PositiveInt | None = None
     """Generators share processes, and each keeps so many of them in memory; null gives each generator its own."""
+    open_cluster: bool = False
+    """Whether it also runs on a Ray cluster without token authentication, where whoever reaches a port of it runs code
+    as its user."""
 
 
 class Pairs(Section):

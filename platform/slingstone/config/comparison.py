@@ -110,6 +110,9 @@ class Actors(Section):
     """One GPU a worker."""
     threads_per_worker: PositiveInt = 1
     """CPUs that each worker reserves and computes with."""
+    open_cluster: bool = False
+    """Whether it also runs on a Ray cluster without token authentication, where whoever reaches a port of it runs code
+    as its user."""
 
 
 class Comparison(Section):

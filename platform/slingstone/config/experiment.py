@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from slingstone.config.contradictions import Contradiction, refuse, shared_names
+from slingstone.config.credentials import has_credentials, redacted
 from slingstone.config.guard import Guard
 from slingstone.config.paths import Storage
 from slingstone.config.placement import Placement
@@ -203,8 +204,7 @@ def _credentials(experiment: Experiment) -> Iterator[Contradiction]:
         ("recovery.checkpoints", experiment.recovery.checkpoints, bucket),
         ("storage", experiment.storage, bucket),
     ):
-        scheme, separator, rest = (value or "").partition("://")
-        if separator and "@" in rest.partition("/")[0]:
-            shown = f"{scheme}://...@{rest.partition('@')[2]}"
+        if value and has_credentials(value):
+            shown = redacted(value)
             message = f"holds credentials; leave them out and set {variables} in the environment"
             yield Contradiction(path, shown, message)

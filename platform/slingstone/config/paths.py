@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -13,6 +13,8 @@ PACKAGES = Path(__file__).resolve().parents[2]
 """What holds this package: platform/ of the sources, or where a wheel is installed."""
 ROOT = PACKAGES.parent if PACKAGES.name == "platform" else PACKAGES
 """What holds reward_services: the root of the sources, or where a wheel is installed."""
+PACKAGED = {"platform/slingstone": PACKAGES / "slingstone", "reward_services": ROOT / "reward_services"}
+"""How configurations name the packages that go along with a job, and where they are here."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(/.+\.(safetensors|bin|pt|pth))?")
 """A repository, or a file of weights in one."""
 UNPACKED = re.compile(r"^/.*/working_dir_files/[^/]+/")
@@ -73,15 +75,82 @@ def absolute_uri(uri: str, base: Path) -> str:
     return uri if parts.scheme else _written(uri, base)
 
 
-def _when_resolving(change: Callable[[str, Path], str]) -> AfterValidator:
-    return AfterValidator(lambda path, info: change(path, info.context) if isinstance(info.context, Path) else path)
+class Departure:
+    """Rewrites the paths of a configuration for the machine where it will run, from the one where it was given.
+
+    What lies in the packages goes along with every job, and is found from where they are unpacked. On the same machine
+    other files get absolute paths. On another one absolute paths are that machine's, and files that are given by
+    relative ones go along, at the same place below the job's directory.
+
+    Args:
+        base: where relative paths begin.
+        far: whether another machine runs it.
+    """
+
+    def __init__(self, base: Path, far: bool = False) -> None:
+        self.base, self.far = base, far
+        self.files: dict[str, Path] = {}
+        """Places below the job's directory, and the files or directories here that go there."""
+
+    def of(self, section: Tree) -> Tree:
+        """Return a section with its paths rewritten.
+
+        Raises:
+            ValueError: naming every path that means nothing on the other machine.
+        """
+        return _with_paths(section, self)
+
+    def read(self, path: str) -> str:
+        """Return how the job finds a file that it reads, and take note of what must go along for that."""
+        found = Path(located(path, self.base))
+        if not found.is_absolute() or not found.exists():
+            return path
+        if (inside := in_packages(found)) is not None:
+            return inside
+        if not self.far:
+            return str(found)
+        if not Path(path).expanduser().is_absolute():
+            if ".." in Path(path).parts:
+                said = "lies above the directory that it is given from; give the absolute path by which nodes see it"
+                raise PydanticCustomError("above", said)
+            self.files[str(Path(path))] = found
+        return path
+
+    def written(self, path: str) -> str:
+        """Return where the job writes."""
+        if self.far and "://" not in path and not Path(path).is_absolute():
+            raise PydanticCustomError(
+                "relative", "is relative; give an absolute path that all nodes of the cluster see"
+            )
+        return _written(path, self.base)
+
+    def uri(self, uri: str) -> str:
+        """Return a URI of MLflow as the job reaches it."""
+        return absolute_uri(uri, self.base)
 
 
-PathText = Annotated[str, Field(min_length=1), _when_resolving(located)]
+def in_packages(path: Path) -> str | None:
+    """Return how configurations name a file of the packages; None of any other."""
+    for name, package in PACKAGED.items():
+        if path.is_relative_to(package):
+            return f"{name}/{path.relative_to(package)}".removesuffix("/.")
+    return None
+
+
+def _when_resolving(change: Callable[[str, Path], str], departing: Callable[[Departure, str], str]) -> AfterValidator:
+    def resolve(path: str, info: Any) -> str:  # pydantic's protocol of it cannot be checked at run time
+        if isinstance(info.context, Departure):
+            return departing(info.context, path)
+        return change(path, info.context) if isinstance(info.context, Path) else path
+
+    return AfterValidator(resolve)
+
+
+PathText = Annotated[str, Field(min_length=1), _when_resolving(located, Departure.read)]
 """What is read: a file, a directory or a hub id."""
-Storage = Annotated[str, Field(min_length=1), _when_resolving(_written)]
+Storage = Annotated[str, Field(min_length=1), _when_resolving(_written, Departure.written)]
 """What is written to: a directory, or a URI."""
-StoreUri = Annotated[str, Field(min_length=1), _when_resolving(absolute_uri)]
+StoreUri = Annotated[str, Field(min_length=1), _when_resolving(absolute_uri, Departure.uri)]
 """Where MLflow keeps runs: a URI, or a path."""
 
 
@@ -95,8 +164,12 @@ def resolved(section: Tree, base: Path | None = None) -> Tree:
     Raises:
         ValueError: naming every place that would not last.
     """
+    return _with_paths(section, base or Path.cwd())
+
+
+def _with_paths(section: Tree, context: "Path | Departure") -> Tree:
     try:
-        return type(section).model_validate(section.model_dump(), context=base or Path.cwd())
+        return type(section).model_validate(section.model_dump(), context=context)
     except ValidationError as error:
         found = [f"{'.'.join(map(str, one['loc']))} = {one['input']!r}: {one['msg']}" for one in error.errors()]
         raise ValueError("\n".join(found)) from None

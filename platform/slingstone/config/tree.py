@@ -196,6 +196,9 @@ class Runtime(Section):
     """One GPU a worker instead of CPU threads."""
     threads_per_worker: PositiveInt = 1
     """CPUs that each worker reserves and computes with."""
+    open_cluster: bool = False
+    """Whether it also runs on a Ray cluster without token authentication, where whoever reaches a port of it runs code
+    as its user."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     """`torch` is plain data parallelism without sharding, for one or a few workers."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ from ray.util.placement_group import remove_placement_group
 from slingstone import tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import Experiment, Rewards, TrainingJob
+from slingstone.config.credentials import concealed
 from slingstone.driver import placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.cluster import connect
@@ -76,7 +78,7 @@ def _align(
         return done
     uri = tracking.ready(experiment)
     if not ray.is_initialized():
-        connect(experiment.runtime.threads_per_worker)
+        connect(experiment.runtime.threads_per_worker, experiment.runtime.open_cluster)
     placement.check(experiment, ray.nodes())
     start, cut = time.monotonic(), cut_prompts(experiment)
     say("\n".join(told(cut)))
@@ -85,6 +87,7 @@ def _align(
         if experiment.rewards.services and experiment.rewards.backend == "serve":
             names = ", ".join(entry.name for entry in experiment.rewards.services)
             say(f"rewards are up: {names} ({duration(time.monotonic() - start)})")
+        rewards.check_gradients(experiment, served)
         with tracked(experiment, uri, history, say, parent) as run:
             results = survived(experiment, rank, history, run, say, callbacks, served)
             images = results.get("guard", {}).get("images", experiment.training.num_images)
@@ -193,7 +196,7 @@ def fit(
         if reservation is not None:
             remove_placement_group(reservation)
         log = directory / "error.txt"
-        log.write_text(str(error))
+        log.write_text(concealed(str(error)))
         raise RunFailed(f"training failed: {cause(error)}\n  traceback: {log}", is_mistake(error)) from error
     assert results is not None
     return results
@@ -210,4 +213,25 @@ def _conclude(summary: dict[str, Any], history: RunDirectory, say: Callable[[str
         say(f"{summary['guard']['reason']}\n")
     for title, name in (("picture", "pictures/grid.png"), ("pipeline", "pipeline"), ("summary", "summary.json")):
         say(f"{title:<9} {history.directory / name}")
-    say(f"MLflow    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {summary['mlflow_uri']}")
+    for line in next_steps(history.directory, summary["mlflow_uri"], "utility" in summary.get("aligned", {})):
+        say(line)
+
+
+def next_steps(directory: Path, mlflow_uri: str, in_world: bool) -> list[str]:
+    """Return what to do with a run that came to its end, in order, as commands that a shell takes as they are.
+
+    Args:
+        directory: of the run.
+        mlflow_uri: where its numbers are.
+        in_world: whether it is of the embedded world, for which configs/ has an arena, a comparison and a sweep.
+    """
+    programs = Path(sys.executable).parent
+    ours, run, target = programs / "slingstone", quote(str(directory)), quote(f"{directory}-export")
+    steps = {"look": f"{programs / 'mlflow'} ui --backend-store-uri {quote(mlflow_uri)}"}
+    if in_world:
+        steps["try"] = f"{ours} arena configs/arena/scenes.yaml generators.aligned.run={run}"
+        steps["compare"] = f"{ours} evaluate configs/evaluate/scenes.yaml models.aligned.run={run}"
+    steps["export"] = f"{ours} export {run} {target}"
+    if in_world:
+        steps["sweep"] = f"{ours} sweep configs/sweep/scenes.yaml"
+    return ["\nnext", *(f"  {name:<8}{line}" for name, line in steps.items())]

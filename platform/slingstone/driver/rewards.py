@@ -16,10 +16,11 @@ from reward_services.contents import digest
 from reward_services.deployment import build
 from reward_services.identity import differences
 from reward_services.protocol import RewardError
-from slingstone.config import Placement, RewardEntry, Rewards
+from slingstone.config import Experiment, Placement, RewardEntry, Rewards
 from slingstone.driver import cluster, lease
 from slingstone.driver.placement import managed
-from slingstone.worker.rewards import remote_client
+from slingstone.plan.work import trained_on
+from slingstone.worker.rewards import remote_client, without_gradient
 
 _OWNED = re.compile(r"reward-[a-z0-9_-]+\.(.+)")
 """Names of managed applications; that of a reward has no dot."""
@@ -137,6 +138,25 @@ def check(rewards: Rewards) -> None:
         raise ValueError(f"rewards.services: other rewards are served: {'; '.join(others)}; {remedy}")
 
 
+def check_gradients(experiment: Experiment, served: Rewards) -> None:
+    """Refuse to train on rewards that have no gradient.
+
+    Args:
+        experiment: says which are trained on.
+        served: services that run.
+
+    Raises:
+        ValueError: naming each.
+    """
+    if served.backend == "in_process":
+        return  # each worker looks at the models that it loads
+    names = {entry.name for entry in trained_on(experiment)}
+    asked = [entry for entry in served.services if entry.name in names]
+    described = {entry: remote_client(served, entry, ImageStore()).describe() for entry in asked}
+    if without := [entry for entry, told in described.items() if not told.get("differentiable", True)]:
+        raise ValueError("\n".join(without_gradient(entry) for entry in without))
+
+
 def shared(rewards: Rewards, served: Rewards) -> Rewards:
     """Return the rewards of one of several runs as they find the services that all of them share."""
     if served.backend == "in_process":
@@ -147,7 +167,8 @@ def shared(rewards: Rewards, served: Rewards) -> Rewards:
 
 
 def _owned(entry: RewardEntry, owner: str) -> RewardEntry:
-    return entry.model_copy(update={"application": f"{entry.app_name}.{owner}"})
+    # This process has joined the cluster: whether it may be an open one is decided.
+    return entry.model_copy(update={"application": f"{entry.app_name}.{owner}", "open_cluster": True})
 
 
 def remove_abandoned(own: str, wanted: set[str]) -> None:

@@ -56,6 +56,20 @@ def held(directory: Path, say: Callable[[str], None]) -> Iterator[None]:
                 file.unlink(missing_ok=True)
 
 
+def holder(directory: Path) -> str | None:
+    """Return who holds the lease of a run's directory, in words; None if nobody living does."""
+    owner = process_of(directory)
+    return None if owner is None else _named(owner)
+
+
+def process_of(directory: Path) -> dict[str, Any] | None:
+    """Return the living process that holds the lease: `host`, `pid`, and whether it is `here`, on this machine."""
+    file = directory / FILE
+    if (owner := atomic.read_json(file)) is None or not _lives(file, owner):
+        return None
+    return owner | {"here": _here(owner)}
+
+
 def _acquire(file: Path, own: dict[str, Any], say: Callable[[str], None]) -> None:
     first: float | None = None
     while True:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 
 from slingstone import atomic
-from slingstone.checkpoints.run_directory import checkpoints
-from slingstone.checkpoints.store import open_store, read_manifest
+from slingstone.checkpoints.run_directory import BEST, checkpoints
+from slingstone.checkpoints.store import Store, open_store, read_manifest
 from slingstone.config import Experiment, load, paths
 from slingstone.engines.engine import trained
 from slingstone.engines.family import load_family
@@ -47,8 +47,7 @@ def export(request: Request, say: Callable[[str], None]) -> ModelFamily:
     if request.target.exists() and not (request.target / "model_index.json").is_file() and _holds(request.target):
         raise ValueError(f"{request.target}: holds something else than an export; name another directory, or empty it")
     experiment = _experiment_of(request.directory)
-    storage = str(request.directory.absolute().parents[1])  # which may have been moved since the run
-    store = open_store(checkpoints(experiment.model_copy(update={"storage": storage})))
+    store = _states(request, experiment)
     names = store.names()
     name = next(reversed(names), "") if request.checkpoint is None else request.checkpoint
     if name not in names:
@@ -73,6 +72,23 @@ def export(request: Request, say: Callable[[str], None]) -> ModelFamily:
     return family
 
 
+def _states(request: Request, experiment: Experiment) -> Store:
+    """Return where the asked-for state lies: the best one has a store of its own, and is what the guard returned to."""
+    if request.checkpoint is None and _returned_to(_read(request, "summary.json")) is not None:
+        return open_store(str(request.directory / BEST))
+    storage = str(request.directory.absolute().parents[1])  # which may have been moved since the run
+    return open_store(checkpoints(experiment.model_copy(update={"storage": storage})))
+
+
+def _returned_to(summary: dict[str, Any]) -> int | None:
+    """Return the images of the state that the guard of a finished run returned to, if it did."""
+    return summary.get("guard", {}).get("best_images")
+
+
+def _read(request: Request, name: str) -> dict[str, Any]:
+    return atomic.read_json(request.directory / name) or {}
+
+
 def _holds(target: Path) -> bool:
     return target.is_file() or any(target.iterdir())
 
@@ -87,11 +103,8 @@ def _experiment_of(directory: Path) -> Experiment:
 
 def _provenance(request: Request, images: int) -> Provenance:
     """Return what the run's directory says about a state of its weights."""
-
-    def read(name: str) -> dict[str, Any]:
-        return atomic.read_json(request.directory / name) or {}
-
-    summary = read("summary.json")
+    summary = _read(request, "summary.json")
     # The numbers are the average's, at the end of the run.
-    measured = request.weights == "ema" and summary.get("images") == images
-    return Provenance(images, request.weights, read("sources.json"), evaluations(summary) if measured else {})
+    best = _returned_to(summary)
+    measured = request.weights == "ema" and images == (summary.get("images") if best is None else best)
+    return Provenance(images, request.weights, _read(request, "sources.json"), evaluations(summary) if measured else {})

@@ -13,29 +13,13 @@ from reward_services import models
 from reward_services.protocol import RewardModel
 from slingstone import atomic, tracking
 from slingstone.config import RewardComparison, flatten
-from slingstone.config.paths import resolved
-from slingstone.driver.preflight import absent_rewards
 from slingstone.evaluation.grids import CELL, from_picture, prompt_grid
 from slingstone.evaluation.table import markdown_table
 from slingstone.preferences.accuracy import Accuracy, Judged, accuracy, by, calibrated, reliability
 from slingstone.preferences.census import Census
-from slingstone.preferences.locations import absent, read
+from slingstone.preferences.locations import read
 from slingstone.preferences.store import VoteStore, judged_of
 from slingstone.preferences.table import decoded, stop
-
-
-def prepare(comparison: RewardComparison) -> RewardComparison:
-    """Return the comparison with absolute paths.
-
-    Raises:
-        ValueError: something that it names is not there.
-    """
-    found = resolved(comparison)
-    mistakes = list(absent_rewards(found.rewards))
-    mistakes += [line for name, path in _places(found) for line in absent(name, path)]
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return found
 
 
 def compare(comparison: RewardComparison, say: Callable[[str], None]) -> dict[str, Any]:
@@ -49,7 +33,7 @@ def compare(comparison: RewardComparison, say: Callable[[str], None]) -> dict[st
     rewards = {entry.name: models.load(entry.spec) for entry in comparison.rewards.services}
     results: dict[str, Any] = {}
     reports = [f"# {comparison.name}: rewards against votes\n"]
-    for name, path in _places(comparison):
+    for name, path in [(entry.name, entry.path) for entry in comparison.votes]:
         census, skipped = Census(), list[ValueError]()
 
         def counted(path: str = path, census: Census = census, skipped: list[ValueError] = skipped) -> Any:
@@ -159,7 +143,3 @@ def _square(data: bytes) -> torch.Tensor:
 
 def _shown(found: Accuracy | None) -> str:
     return "-" if found is None else f"{found.rate:.3f} ({found.low:.3f} to {found.high:.3f}, {found.votes})"
-
-
-def _places(comparison: RewardComparison) -> list[tuple[str, str]]:
-    return [(entry.name, entry.path) for entry in comparison.votes]

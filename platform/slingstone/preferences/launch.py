@@ -12,38 +12,21 @@ import ray
 from slingstone import atomic, tracking
 from slingstone.checkpoints.run_directory import RunDirectory, newest
 from slingstone.config import RewardFit, flatten
-from slingstone.config.paths import resolved
-from slingstone.driver import placement, preflight, run_lease
+from slingstone.driver import placement, run_lease
 from slingstone.driver.cluster import connect
 from slingstone.driver.launch import survived, tracked
 from slingstone.preferences.census import Census
-from slingstone.preferences.locations import absent, read
+from slingstone.preferences.locations import read
 from slingstone.preferences.splits import held_out
 from slingstone.preferences.store import VoteStore
 from slingstone.preferences.table import Preference, stop
-
-
-def prepare(fitting: RewardFit) -> RewardFit:
-    """Return the fitting with absolute paths.
-
-    Raises:
-        ValueError: something that it names is not there.
-    """
-    found = resolved(fitting)
-    mistakes = list(preflight.absent("reward.checkpoint", found.reward.checkpoint))
-    for field in ("train", "test"):
-        if (place := getattr(found.votes, field)) is not None:
-            mistakes += absent(f"votes.{field}", place)
-    if mistakes:
-        raise ValueError("\n".join(mistakes))
-    return found
 
 
 def fit(fitting: RewardFit, say: Callable[[str], None]) -> dict[str, Any]:
     """Fit a reward on the cluster that this process has joined, or else joins; return what summary.json holds.
 
     Args:
-        fitting: with absolute paths, see `prepare`.
+        fitting: with absolute paths, see `preflight.prepare`.
         say: shows a line to the user.
 
     Raises:
@@ -66,7 +49,7 @@ def _fit(fitting: RewardFit, history: RunDirectory, say: Callable[[str], None]) 
     copy_votes(fitting, history.directory, say)
     uri = tracking.ready(fitting)
     if not ray.is_initialized():
-        connect(fitting.runtime.threads_per_worker)
+        connect(fitting.runtime.threads_per_worker, fitting.runtime.open_cluster)
     placement.check(fitting, ray.nodes())
     with tracked(fitting, uri, history, say) as run:
         results = survived(fitting, _rank, history, run, say)

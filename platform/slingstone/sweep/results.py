@@ -7,12 +7,12 @@ from typing import Any
 import ray.tune
 
 from slingstone import atomic, tracking
-from slingstone.config import load, to_yaml
+from slingstone.config import to_yaml
 from slingstone.driver.launch import RunFailed
 from slingstone.sweep.analysis import importances, pareto_front, recommended
 from slingstone.sweep.chart import draw
 from slingstone.sweep.table import markdown
-from slingstone.sweep.trials import PreparedSweep, assignments
+from slingstone.sweep.trials import PreparedSweep
 
 
 def collect(prepared: PreparedSweep, parent: tracking.Run) -> dict[str, Any]:
@@ -96,8 +96,7 @@ def _write(
     prepared: PreparedSweep, summary: dict[str, Any], complete: Sequence[Any], best: Any, parent: tracking.Run
 ) -> None:
     sweep, directory = prepared.sweep, prepared.directory
-    overrides = [*assignments(best["values"]), f"name={sweep.name}-recommended"]
-    atomic.write_text(directory / "recommended.yaml", to_yaml(load(prepared.given_file, overrides)))
+    atomic.write_text(directory / "recommended.yaml", to_yaml(prepared.recommended(best["values"])))
     atomic.write_text(directory / "table.md", markdown(sweep, summary))
     trained = {entry.name: entry.weight for entry in prepared.experiment.rewards.services if entry.weight > 0}
     draw(sweep, trained, complete, best["name"], directory / "pareto.png")

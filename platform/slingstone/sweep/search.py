@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 from slingstone import atomic, tracking
 from slingstone.config import Sweep
 from slingstone.config.sweep import Uniform
-from slingstone.driver import cluster, placement, rewards
+from slingstone.driver import cluster, placement, rewards, run_lease
 from slingstone.driver.board import open_board
 from slingstone.driver.reservation import held_for_trainers
 from slingstone.sweep import results
@@ -36,10 +36,15 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
     """Run all trials, or those that an interrupted sweep has left; return what summary.json holds.
 
     Raises:
-        ValueError: what the user can mend, before any trial starts.
+        ValueError: what the user can mend, before any trial starts; another driver holds the sweep.
         launch.RunFailed: no trial came to its end.
         KeyboardInterrupt: the user stopped it; the same command goes on.
     """
+    with run_lease.held(prepared.directory, say):
+        return _sweep(prepared, say)
+
+
+def _sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]:
     directory, experiment = prepared.directory, prepared.experiment
     prepared.begin()
     finished = directory / "summary.json"
@@ -48,7 +53,8 @@ def sweep(prepared: PreparedSweep, say: Callable[[str], None]) -> dict[str, Any]
         results.conclude(prepared, summary, say)
         return summary
     if not ray.is_initialized():
-        cluster.connect(experiment.runtime.threads_per_worker, dashboard=True)
+        runtime = experiment.runtime
+        cluster.connect(runtime.threads_per_worker, runtime.open_cluster, dashboard=True)
     concurrent = concurrency(prepared, ray.nodes())
     say(f"{prepared.num_trials} trials, {concurrent} at a time")
     start = time.monotonic()

@@ -23,7 +23,7 @@ class PreparedSweep:
         sweep: the configuration, its storage absolute.
         experiment: what is varied, the sweep's overrides applied and its paths absolute.
         as_given: the same with the paths as they were given, since a job's working directory is another at each
-            submission; what is recommended at the end is this with the values of the best trial.
+            submission.
         base: where the relative paths of the trials' values begin.
     """
 
@@ -64,6 +64,11 @@ class PreparedSweep:
         own = [f"name={name}", f"storage={self.sweep.storage}", "rewards.lifecycle=external"]
         trial = load(self.resolved_file, [*assignments(values), *self.sweep.trial_overrides, *own])
         return preflight.prepare(trial, self.base)
+
+    def recommended(self, values: Mapping[str, Any]) -> Experiment:
+        """Return the experiment with the values of a trial, to be run from any directory."""
+        overrides = [*assignments(values), f"name={self.sweep.name}-recommended"]
+        return paths.Departure(self.base).of(load(self.given_file, overrides))
 
     def trial_name(self, trial: str) -> str:
         """Return the name of a trial's run by Tune's id, the same when the sweep goes on after an interruption."""

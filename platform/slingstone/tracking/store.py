@@ -4,15 +4,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from slingstone import atomic
 from slingstone.config import Experiment, RewardComparison, TrainingJob, flatten
 from slingstone.config.comparison import Comparison
+from slingstone.config.credentials import concealed, redacted
 from slingstone.config.paths import absolute_uri
 from slingstone.tracking.provenance import sources
 from slingstone.tracking.run import Run, new_client
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 PARAM_VALUE_LIMIT = 6000
 PARAMS_A_BATCH = 100
+KIND, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag by which the UI shows an experiment as model training; without it it guesses, and may show GenAI evaluations."""
 MIGRATION_TIMEOUT_S = 600.0
 """How long a job waits while another one makes the tables of a database; that takes some ten seconds."""
 
@@ -84,6 +88,7 @@ def create_run(
     from mlflow.entities import Param
 
     client = new_client(uri)
+    tags = {"mlflow.user": getuser(), "mlflow.source.name": "slingstone", "mlflow.source.type": "JOB", **tags}
     experiment_id = _experiment_id(client, experiment, storage if _is_database(uri) else None)
     run_id = client.create_run(experiment_id, tags=sources() | dict(tags), run_name=name).info.run_id
     entries = [Param(name, str(value)[:PARAM_VALUE_LIMIT]) for name, value in params.items()]
@@ -120,6 +125,18 @@ def parent_run(kind: str, experiment: Experiment, group: Any, directory: Path) -
         run.end(status)
 
 
+def end_abandoned(directory: Path) -> bool:
+    """End the MLflow run of a directory whose process is gone, as KILLED; return whether it still ran."""
+    saved = atomic.read_json(directory / "mlflow.json")
+    if saved is None:
+        return False
+    client = new_client(saved["uri"])
+    if client.get_run(saved["run_id"]).info.status != "RUNNING":
+        return False
+    client.set_terminated(saved["run_id"], "KILLED")
+    return True
+
+
 def tracking_uri(settings: TrainingJob | Comparison | RewardComparison) -> str:
     """Return the configured URI, else MLFLOW_TRACKING_URI, else a SQLite file under `storage`.
 
@@ -132,9 +149,10 @@ def tracking_uri(settings: TrainingJob | Comparison | RewardComparison) -> str:
         try:
             here, elsewhere = absolute_uri(given, Path.cwd()), absolute_uri(given, Path("/elsewhere"))
         except ValueError as error:
-            raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: {error}") from None
+            raise ValueError(f"MLFLOW_TRACKING_URI = {redacted(given)!r}: {error}") from None
         if here != elsewhere:
-            raise ValueError(f"MLFLOW_TRACKING_URI = {given!r}: is another place in each process; set it to {here}")
+            wrong = f"MLFLOW_TRACKING_URI = {redacted(given)!r}: is another place in each process"
+            raise ValueError(f"{wrong}; set it to {redacted(here)}")
         return given
     return f"sqlite:///{Path(settings.storage).resolve() / 'mlflow.db'}"
 
@@ -158,7 +176,7 @@ def ready(settings: TrainingJob | Comparison | RewardComparison) -> str:
         with lock:
             found = new_client(uri).get_experiment_by_name(settings.tracking.experiment)
     except Exception as error:  # of whatever transport the URI means
-        said = " ".join(str(error).replace(uri, redacted(uri)).split())[:300]
+        said = " ".join(concealed(str(error).replace(uri, redacted(uri))).split())[:300]
         raise ValueError(
             f"tracking.uri = {redacted(uri)!r}: does not answer; start it, or name another: {said}"
         ) from error
@@ -166,14 +184,6 @@ def ready(settings: TrainingJob | Comparison | RewardComparison) -> str:
         remedy = f"name another, or restore it: mlflow experiments restore -x {found.experiment_id}"
         raise ValueError(f"tracking.experiment = {settings.tracking.experiment!r}: was deleted in MLflow; {remedy}")
     return uri
-
-
-def redacted(uri: str) -> str:
-    """Return a URI without the credentials that it may carry, to be written down or shown."""
-    parts = urlsplit(uri)
-    if parts.scheme.startswith("sqlite") or (parts.username is None and parts.password is None and not parts.query):
-        return uri
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _is_database(uri: str) -> bool:
@@ -187,8 +197,10 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: Path | None) ->
         # MLflow's own default for a local database is ./mlruns of whichever process creates the experiment.
         location = None if artifacts is None else (artifacts / "mlartifacts").resolve().as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags={KIND: MODEL_TRAINING})
         except MlflowException:  # another run may have created it in the meantime
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
+    if KIND not in found.tags:
+        client.set_experiment_tag(found.experiment_id, KIND, MODEL_TRAINING)
     return found.experiment_id

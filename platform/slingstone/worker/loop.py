@@ -11,7 +11,7 @@ import ray.train.torch
 import torch
 
 from slingstone.checkpoints.manifest import Facts
-from slingstone.checkpoints.run_directory import checkpoints
+from slingstone.checkpoints.run_directory import BEST, checkpoints
 from slingstone.checkpoints.saving import Checkpoints
 from slingstone.checkpoints.store import open_store
 from slingstone.config import Experiment, flatten
@@ -47,8 +47,8 @@ def align(config: dict[str, Any]) -> dict[str, Any]:
     results = {"init": parts.measure.initial(parts.averaged)}
     reporter.found("init", results["init"], 0)
     reporter.started(parts.measure, parts.averaged, results["init"])
-    guarded = Path(assignment.directory) / "guard"
-    guard = HackingGuard(experiment.guard, guarded, kept(open_store(str(guarded / "best")), keep=1), rank)
+    best = Path(assignment.directory) / BEST
+    guard = HackingGuard(experiment.guard, best.parent, kept(open_store(str(best)), keep=1), rank)
     guard.begin(parts.measure, parts.averaged, facts(parts.trainer.images))
 
     def save() -> None:

@@ -33,7 +33,9 @@ class Reporter(Contact):
     def __init__(self, assignment: Assignment[Experiment], rank: int) -> None:
         super().__init__(assignment, rank)
         self._experiment = assignment.experiment
-        self._progress = Progress(self.say, self._experiment.training.num_images)
+        rewards, trains = self._experiment.rewards.services, self._experiment.objective.reward_weight > 0
+        held_out = [entry.name for entry in rewards if entry.weight == 0 or not trains]
+        self._progress = Progress(self.say, self._experiment.training.num_images, held_out)
         self._throughput = None if self._quiet else Throughput(self._experiment, ray.train.torch.get_device())
 
     def step(self, metrics: Mapping[str, float], images: int, num_images: int) -> None:
@@ -56,7 +58,9 @@ class Reporter(Contact):
     def found(self, label: str, summary: Mapping[str, Any], images: int) -> None:
         """Take note of an evaluation: `init`, `training` for the short ones on the way, `aligned`, the rival's."""
         if not self._quiet:
-            title = f"at {images} images" if label == "training" else label.replace("_", " ")
+            title = {"training": str(images), "init": "initial"}.get(
+                label, label.removesuffix("_steps").replace("_", " ")
+            )
             self._progress.found(title, summary)
             self._run.metrics({f"{label}/{name}": value for name, value in numbers(summary).items()}, images)
             self._run.flush()

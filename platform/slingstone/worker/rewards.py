@@ -32,6 +32,8 @@ def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient
             local = entry.spec.model_copy(update={"device": str(device)})
             model = models.load(local)
             self_test.start(local, model)
+            if entry.weight > 0 and not self_test.differentiable(local, model):
+                raise ValueError(without_gradient(entry))
             return InProcessClient(model, entry.name)
         plain = remote_client(rewards, entry, store)
         if entry.preprocess_at == "service":
@@ -42,6 +44,16 @@ def clients(rewards: Rewards, device: torch.device) -> Mapping[str, RewardClient
         return PreparingClient(remote_client(rewards, entry, store, prepared=True), Preprocess(**rule))
 
     return {entry.name: client(entry) for entry in rewards.services}
+
+
+def without_gradient(entry: RewardEntry) -> str:
+    """Return what is said of a reward that is to be trained on and cannot be."""
+    field = f"rewards.services.{entry.name}.weight"
+    return (
+        f"{field} = {entry.weight:g}: its scores have no gradient with respect to the pictures, and that is what the"
+        f" generator is trained by; hold it out with {field}=0, and train on a differentiable reward, such as one that"
+        " `slingstone reward` fits to its choices"
+    )
 
 
 def panel(experiment: Experiment, judges: Mapping[str, RewardClient]) -> RewardPanel:

@@ -53,7 +53,7 @@ def bench(experiment: Experiment, rounds: int, steps: int, say: Callable[[str], 
     experiment = experiment.model_copy(update={"data": data})
     (directory / "run.yaml").write_text(to_yaml(experiment))
     if not ray.is_initialized():
-        cluster.connect(experiment.runtime.threads_per_worker)
+        cluster.connect(experiment.runtime.threads_per_worker, experiment.runtime.open_cluster)
     placement.check(experiment, ray.nodes())
     summary = summarise(_measure(experiment, directory, plan, say), LATENCY_S)
     cpus = os.cpu_count()

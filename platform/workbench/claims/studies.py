@@ -33,7 +33,7 @@ def study(plan: Plan, command: str, say: Callable[[str], None]) -> Path:
     if left:
         first = plan.runs[left[0]]
         if not ray.is_initialized():
-            cluster.connect(first.runtime.threads_per_worker)
+            cluster.connect(first.runtime.threads_per_worker, first.runtime.open_cluster)
         with (
             tracking.parent_run("claims", first, plan.claims, plan.directory) as parent,
             rewards.running(first.rewards, first.placement, plan.directory) as served,

@@ -50,7 +50,8 @@ async function send(path, body) {
     if (response.ok) return response;
     const said = await response.json().catch(() => ({}));
     problem = new Refused(response.status, said.reason ?? `The arena answers with status ${response.status}.`);
-    if (response.status < 500 && response.status !== 429) break;
+    // A 404 without a reason is not the arena's: a proxy that has just started, and knows no route yet.
+    if (said.reason && response.status < 500 && response.status !== 429) break;
   }
   throw problem;
 }
