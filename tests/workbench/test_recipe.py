@@ -12,9 +12,9 @@ from slingstone.world.editions import EDITIONS
 from workbench.recipe.autoencoder import encode, new_autoencoder, reconstruction_loss
 from workbench.recipe.fit import fit
 from workbench.recipe.preferences import drawn_candidates
+from workbench.recipe.reading import teach_reading
 from workbench.recipe.reference import train_reference
 from workbench.recipe.rewards import agreement, new_reward, write_reward
-from workbench.recipe.reading import teach_reading
 from workbench.recipe.settings import Preferences, Towers, Training, WorldBuild
 from workbench.recipe.stages import fit_reward
 from workbench.recipe.votes import all_votes

@@ -42,9 +42,7 @@ def reconstruction_loss(
     return _SQUARE_WEIGHT * error.square().mean() + error.abs().mean()
 
 
-def train_autoencoder(
-    settings: Autoencoder, edition: Edition, seed: int, kept: Path | None = None
-) -> AutoencoderKL:
+def train_autoencoder(settings: Autoencoder, edition: Edition, seed: int, kept: Path | None = None) -> AutoencoderKL:
     """Train on drawn scenes (no held-out combination) and set `scaling_factor` so that latents have unit variance.
 
     The state from which an interrupted training goes on is kept in a file.
@@ -92,9 +90,7 @@ def sharpen_decoder(
     vae.eval().requires_grad_(False)
 
 
-def _pixels(
-    edition: Edition, batch: int, seed: int, rng: torch.Generator
-) -> Float[Tensor, "batch 3 rows columns"]:
+def _pixels(edition: Edition, batch: int, seed: int, rng: torch.Generator) -> Float[Tensor, "batch 3 rows columns"]:
     """Draw training scenes, in [-1, 1]."""
     return 2 * edition.draw(sample_scenes(batch, seed, held_out=False), rng) - 1
 

@@ -4,7 +4,6 @@ Cross attention finds in these tokens what a picture needs; from the loss of a d
 learn in a few thousand steps which of two things is meant to be left or above.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer

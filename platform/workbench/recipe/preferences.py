@@ -142,7 +142,9 @@ def _degraded(pictures: Tensor, noise: torch.Generator) -> Tensor:
     other = pictures[torch.randperm(batch, generator=noise)]
     ghosted = torch.lerp(pictures, other, 0.5 * strength)
     coarse_size = [side // 4 for side in pictures.shape[-2:]]
-    patches = functional.interpolate(torch.randn(batch, 3, *coarse_size, generator=noise), scale_factor=4, mode="bilinear")
+    patches = functional.interpolate(
+        torch.randn(batch, 3, *coarse_size, generator=noise), scale_factor=4, mode="bilinear"
+    )
     rough = (pictures + 0.25 * strength * patches).clamp(0, 1)
     damaged = torch.where(choice < 0.2, blurred, torch.where(choice < 0.3, ghosted, rough))
     return torch.where(choice < 0.5, damaged, pictures)

@@ -93,7 +93,9 @@ def drawn_latents(
 def train_reference(
     vae: AutoencoderKL, edition: Edition, settings: Reference, seed: int, directory: Path
 ) -> StableDiffusionPipeline:
-    """Train denoiser and, unless it was taught first, text encoder on eps-MSE with caption dropout; return the averaged weights' pipeline.
+    """Train the denoiser on eps-MSE with caption dropout; return the averaged weights' pipeline.
+
+    So is the text encoder, unless it was taught first.
 
     The tokenizer's files go into the directory, and the state from which an interrupted training goes on.
     """
