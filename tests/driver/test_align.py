@@ -84,7 +84,7 @@ def test_two_workers_with_served_rewards_leave_everything_a_user_was_promised(mi
     check_shipped(run, summary, tmp_path / "again")
 
     text = "\n".join(said)
-    assert "32/32 images" in text
+    assert "] 32/32  " in text
     assert "reward pickscore" in text
     assert len(summary["largest_stages"]) == 2
     assert f"most of a training step's time: {next(iter(summary['largest_stages']))} " in text

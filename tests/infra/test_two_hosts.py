@@ -76,7 +76,7 @@ def test_the_recipe_of_the_page_trains_on_both_hosts_and_its_head_refuses_strang
                 host.run(health_check())
         printed = play(lines, where, by_name, CONFIG=str(run))
         if "make align" in lines:
-            assert "32/32 images" in printed
+            assert "] 32/32  " in printed
             assert "refused with 401" in by_name[where].run(WITHOUT_TOKEN)
     assert (tmp_path / "align" / "two-hosts" / "summary.json").is_file()
     assert [host.ran("RayTrainWorker") for host in pair] == [1, 1]

@@ -15,7 +15,7 @@ from slingstone.config.paths import ROOT as SOURCES
 from slingstone.driver.head import Head
 
 ROOT = Path(__file__).resolve().parents[2]
-INHERITED = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+INHERITED = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MAKE"))}
 
 
 @pytest.fixture(scope="module")
