@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from slingstone.world import drawing, open_drawing, open_oracle, oracle
-from slingstone.world.captions import Scene
 
 Judge = Callable[[Float[Tensor, "batch 3 rows columns"], Sequence[str]], dict[str, Float[Tensor, " batch"]]]
 """Pictures and their captions to what holds of them."""
@@ -20,8 +18,8 @@ class Edition:
 
     size: int
     """Side of a picture in pixels."""
-    draw: Callable[[Sequence[Scene], torch.Generator], Float[Tensor, "batch 3 rows columns"]]
-    """Scenes to pictures, RGB in [0, 1], with the flaws of found ones."""
+    draw: Callable[..., Float[Tensor, "batch 3 rows columns"]]
+    """Scenes and a torch.Generator to pictures, RGB in [0, 1]; with a third number, so much of the flaws of found ones."""
     oracle: Callable[[], Judge]
     """Makes the judge of its pictures."""
 

@@ -118,7 +118,7 @@ def look(picture: np.ndarray) -> Seen:
     areas = ndimage.sum_labels(mask, labels, range(1, count + 1)).astype(int)
     order = sorted(range(count), key=lambda label: -areas[label])
     things = [_thing(picture, contrast, labels, label + 1) for label in order if areas[label] >= _MIN_AREA]
-    free = ~ndimage.binary_dilation(mask, iterations=4)
+    free = np.logical_not(ndimage.binary_dilation(mask, iterations=4))
     crumbs = int(((areas >= 5) & (areas < _MIN_AREA)).sum())
     background = min(BACKGROUNDS, key=lambda name: float(np.sum((ground - np.array(PALETTE[name])) ** 2)))
     return Seen(background, things, crumbs, _stained(picture.mean(-1), free))
@@ -135,7 +135,7 @@ def _stained(light: np.ndarray, free: np.ndarray) -> float:
     rows, columns = np.nonzero(free)
     x, y = columns / SIZE - 0.5, rows / SIZE - 0.5
     terms, value = np.stack([np.ones_like(x), x, y], axis=-1), light[free]
-    sound = np.ones(len(value), dtype=bool)
+    sound, away = np.ones(len(value), dtype=bool), np.zeros(len(value))
     for _ in range(3):
         slope, *_ = np.linalg.lstsq(terms[sound], value[sound], rcond=None)
         away = np.abs(value - terms @ slope)

@@ -1,6 +1,7 @@
 """Stage 6: the numbers of the model card, on captions and pictures that no training has seen."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -30,7 +31,7 @@ def measured_autoencoder(vae: AutoencoderKL, edition: Edition) -> dict[str, floa
     drawn = edition.draw(scenes, torch.Generator().manual_seed(_SEED))
     with torch.no_grad():
         latents = encode(vae, drawn)
-        decoded = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(64)])
+        decoded = torch.cat([vae.decode(cast(Any, part), return_dict=False)[0] for part in latents.split(64)])
     shown = ((decoded + 1) / 2).clamp(0, 1)
     judge = edition.oracle()
     return {
