@@ -19,7 +19,7 @@ class Edition:
     size: int
     """Side of a picture in pixels."""
     draw: Callable[..., Float[Tensor, "batch 3 rows columns"]]
-    """Scenes and a torch.Generator to pictures, RGB in [0, 1]; a third number is the share of the flaws of found ones."""
+    """Scenes and a torch.Generator to pictures, RGB in [0, 1]; a third number is the share of flaws."""
     oracle: Callable[[], Judge]
     """Makes the judge of its pictures."""
 
